@@ -1,0 +1,163 @@
+"""Layers that know where their cells lie: each adds to the net *and* composes a grid."""
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import layers
+
+from keras_fcn.geometry import Grid, bilinear_kernel_size
+from keras_fcn.layers import (
+    BilinearKernel,
+    BilinearUpsampling,
+    CropLike,
+    LocalResponseNormalization,
+)
+
+
+class Feature(NamedTuple):
+    """A feature map and where it lies on the image.
+
+    Args:
+        tensor: (batch, height, width, channels), a Keras tensor.
+        grid: The `Grid` of its cells.
+        suffix: Appended to the names of the layers on it, as Caffe's two-stream nets
+            name theirs (`conv1_1color`, `conv1_1hha`).
+        kernel_initializer: For the convolutions on it. Nets whose weights are about
+            to be loaded use "zeros": drawing 134 M random numbers takes seconds.
+    """
+
+    tensor: Any
+    grid: Grid = Grid()
+    suffix: str = ""
+    kernel_initializer: str = "he_normal"
+
+    def then(self, layer, grid=None):
+        """Returns the feature that a Keras layer makes of this one.
+
+        Args:
+            layer: A Keras layer.
+            grid: The new `Grid`, if the layer moves cells.
+        """
+        return self._replace(tensor=layer(self.tensor), grid=grid or self.grid)
+
+
+def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="relu"):
+    """Returns `x` convolved, with bias; score layers (no activation) start at zero."""
+    name += x.suffix
+    grid = x.grid.window(kernel, stride, pad)
+    same = stride == 1 and 2 * pad == kernel - 1
+    if pad and not same:
+        x = x.then(layers.ZeroPadding2D(pad, name=f"{name}_pad"))
+    layer = layers.Conv2D(
+        filters,
+        kernel,
+        stride,
+        padding="same" if same else "valid",
+        groups=groups,
+        activation=activation,
+        kernel_initializer=x.kernel_initializer if activation else "zeros",
+        name=name,
+    )
+    return x.then(layer, grid)
+
+
+def max_pool(x, kernel, stride, *, name, pad=0):
+    """Returns the maxima of non-negative `x`, its size rounded up as in Caffe."""
+    name += x.suffix
+    grid = x.grid.window(kernel, stride, pad)
+    # Where "same" pads as Caffe does: around stride 1, and below and right of 2 by 2.
+    same = kernel == stride == 2 or (stride == 1 and 2 * pad == kernel - 1)
+    if not same:
+        edges = (pad, pad + stride - 1)  # a zero beats no maximum of a ReLU
+        x = x.then(layers.ZeroPadding2D((edges, edges), name=f"{name}_pad"))
+    padding = "same" if same else "valid"
+    return x.then(layers.MaxPooling2D(kernel, stride, padding, name=name), grid)
+
+
+def average_pool(x, kernel, *, name):
+    """Returns the means of `x` over kernel by kernel cells, at stride 1."""
+    layer = layers.AveragePooling2D(kernel, 1, name=name + x.suffix)
+    return x.then(layer, x.grid.window(kernel))
+
+
+def lrn(x, *, name):
+    """Returns `x` normalised across channels, with the constants of every Caffe net."""
+    return x.then(LocalResponseNormalization(name=name + x.suffix))
+
+
+def dropout(x, rate, *, name):
+    """Returns `x` with each number dropped by itself at `rate`, in training only."""
+    return x.then(layers.Dropout(rate, name=name + x.suffix))
+
+
+def scale(x, factor, *, name):
+    """Returns `x` times a constant (Caffe's frozen Scale layer)."""
+    return x.then(layers.Rescaling(factor, name=name + x.suffix))
+
+
+def concat(xs, *, name):
+    """Returns maps of one grid as one map, their channels in the order given."""
+    return _merge(layers.Concatenate(name=name + xs[0].suffix), xs)
+
+
+def add(*xs, name):
+    """Returns the sum of maps of one grid."""
+    return _merge(layers.Add(dtype=_full_precision(), name=name), xs)
+
+
+def average(*xs, name):
+    """Returns the mean of maps of one grid, named without their suffixes."""
+    layer = layers.Average(dtype=_full_precision(), name=name)
+    return _merge(layer, xs)._replace(suffix="")
+
+
+def upsample(x, factor, onto, *, name, learned=False):
+    """Returns `x` upsampled bilinearly to where `crop_like` can lay it onto another.
+
+    Args:
+        x: A score `Feature`.
+        factor: Cells out per cell in.
+        onto: The `Feature` to be laid onto; its grid decides the kernel's parity.
+        name: Of the layer.
+        learned: Dense transposed convolution with weights, bilinear at start, in
+            place of the fixed one. A net about to be loaded starts it at zero.
+    """
+    kernel = bilinear_kernel_size(x.grid, factor, onto.grid)
+    if learned:
+        drawn = x.kernel_initializer != "zeros"
+        layer = layers.Conv2DTranspose(
+            x.tensor.shape[-1],
+            kernel,
+            factor,
+            use_bias=False,
+            kernel_initializer=BilinearKernel() if drawn else "zeros",
+            dtype=_full_precision(),
+            name=name,
+        )
+    else:
+        layer = BilinearUpsampling(factor, kernel, dtype=_full_precision(), name=name)
+    return x.then(layer, x.grid.upsample(kernel, factor))
+
+
+def crop_like(x, onto, *, name):
+    """Returns `x` from the cell that lies on the first cell of `onto`, and as large."""
+    offset = x.grid.offset(onto.grid)
+    layer = CropLike(offset, dtype=_full_precision(), name=name)
+    return x._replace(
+        tensor=layer([x.tensor, onto.tensor]), grid=x.grid.crop(offset)
+    )
+
+
+def _merge(layer, xs):
+    grids = {x.grid for x in xs}
+    if len(grids) > 1:
+        raise ValueError(
+            f"{layer.name} was given maps on {sorted(grids)}; expected one grid: crop "
+            "the maps onto each other first."
+        )
+    return xs[0]._replace(tensor=layer([x.tensor for x in xs]))
+
+
+def _full_precision():
+    # Scores are small maps: under mixed precision they stay in the weights' dtype.
+    return keras.config.dtype_policy().variable_dtype

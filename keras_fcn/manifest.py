@@ -1,0 +1,103 @@
+"""The checkpoints that exist: the table in weights_manifest/, read and looked up."""
+
+import copy
+import difflib
+import functools
+import hashlib
+import pathlib
+import tomllib
+
+from keras_fcn.labels import LABEL_SETS
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def folder():
+    """Returns the folder of the manifest: in the wheel, else beside the package.
+
+    Raises:
+        FileNotFoundError: If it is in neither place.
+    """
+    for place in (_HERE / "weights_manifest", _HERE.parent / "weights_manifest"):
+        if (place / "checkpoints.toml").is_file():
+            return place
+    raise FileNotFoundError(
+        f"weights_manifest/checkpoints.toml is neither in {_HERE} nor in "
+        f"{_HERE.parent}; install keras_fcn again."
+    )
+
+
+@functools.cache
+def _table():
+    return tomllib.loads((folder() / "checkpoints.toml").read_text(encoding="utf-8"))
+
+
+def list_checkpoints(backbone=None):
+    """Returns the names of the known checkpoints.
+
+    Args:
+        backbone: "alexnet", "vgg16" or "googlenet" to list only those.
+    """
+    return [
+        name
+        for name, entry in _table().items()
+        if backbone in (None, entry["model"]["backbone"])
+    ]
+
+
+def checkpoint_info(name):
+    """Returns what the manifest says of a checkpoint: a plain dict, a copy.
+
+    Args:
+        name: `{backbone}-{stride}s-{tag}`, such as "googlenet-8s-camvid".
+
+    Raises:
+        ValueError: If there is no such checkpoint; names those that come near.
+    """
+    if name not in _table():
+        near = difflib.get_close_matches(str(name), _table(), n=3, cutoff=0.3)
+        raise ValueError(
+            f"There is no checkpoint {name!r}; expected one of list_checkpoints(), "
+            f"such as {', '.join(near or _table())}."
+        )
+    return copy.deepcopy(_table()[name])
+
+
+def num_classes(entry):
+    """Returns how many classes a checkpoint tells apart, `{head: classes}` for several.
+
+    Args:
+        entry: A dict as `checkpoint_info` returns it, or a file's own.
+
+    Returns:
+        None if the entry does not say.
+    """
+    if "num_classes" in entry.get("model", {}):
+        return entry["model"]["num_classes"]
+    labels = entry.get("labels")
+    if isinstance(labels, str):
+        return len(LABEL_SETS[labels].names)
+    if labels and "names" not in labels:
+        return {head: len(LABEL_SETS[name].names) for head, name in labels.items()}
+    return len(labels["names"]) if labels else None
+
+
+def locate(name, entry):
+    """Returns the path of a checkpoint's weights, verified.
+
+    Args:
+        name: Of the checkpoint.
+        entry: Its entry.
+
+    Raises:
+        OSError: If the file cannot be had.
+        ValueError: If its content is not what the manifest says.
+    """
+    path = folder() / entry["file"]["name"]
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != entry["file"]["sha256"]:
+        raise ValueError(
+            f"{path} has sha256 {found}; expected {entry['file']['sha256']}. Install "
+            "keras_fcn again."
+        )
+    return path

@@ -1,0 +1,519 @@
+"""The nets of the paper: a backbone, one decoder, and what they are fed."""
+
+import functools
+import pathlib
+from typing import NamedTuple
+
+import keras
+
+from keras_fcn import manifest
+from keras_fcn import weights as weight_files
+from keras_fcn.backbones import BACKBONES
+from keras_fcn.features import (
+    Feature,
+    add,
+    average,
+    conv,
+    crop_like,
+    scale,
+    upsample,
+)
+from keras_fcn.layers import Preprocess
+
+STRIDES = (32, 16, 8, 4)
+
+# What the VOC nets subtract, blue first (voc-*/net.py): the default input.
+VOC_INPUT = {"channels": "BGR", "mean": [104.00699, 116.66877, 122.67892]}
+# Early fusion with log depth (nyud_layers.py; its colour means are in this order).
+NYUD_DEPTH_INPUT = {"channels": "BGRD", "mean": [116.190, 97.203, 92.318, 7.844]}
+LATE_FUSION_INPUTS = {
+    "color": {"channels": "BGR", "mean": [116.190, 97.203, 92.318]},
+    "hha": {"channels": "RGB", "mean": [132.431, 94.076, 118.477]},  # not reversed
+}
+DEFAULT_INPUTS = {3: VOC_INPUT, 4: NYUD_DEPTH_INPUT}
+
+# How each backbone is a classifier: arguments, and the name of its last layer.
+CLASSIFIERS = {
+    "alexnet": ({"pad": 0}, "fc8"),
+    "vgg16": ({"pad": 1}, "fc8"),
+    "googlenet": ({"pad": 3, "average": True}, "loss3_classifier"),
+}
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint says of itself, and the file of its weights."""
+
+    entry: dict
+    path: str
+
+
+# First layer, widest layer, and the filters of that one at width 1.
+LANDMARKS = {
+    "alexnet": ("conv1", "fc6", 4096),
+    "vgg16": ("conv1_1", "fc6", 4096),
+    "googlenet": ("conv1_7x7_s2", "inception_5b_3x3", 384),
+}
+
+
+def score_taps(taps, num_classes, stride, *, skip_scales=None, head=""):
+    """Scores the taps of a backbone with one 1 by 1 convolution each.
+
+    Args:
+        taps: `{name: Feature}`, finest first.
+        num_classes: Channels of each score.
+        stride: Pixels per cell of the finest tap to use.
+        skip_scales: `{tap: factor}`, applied before the convolution (at-once nets).
+        head: Appended to the layers' names.
+
+    Returns:
+        `{name: Feature}`, finest first, of (batch, h, w, num_classes).
+    """
+    names = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+    scores = {}
+    for name in names:
+        x = taps[name]
+        if skip_scales and name in skip_scales:
+            x = scale(x, skip_scales[name], name=f"scale_{name}{head}")
+        layer = "score_fr" if name == names[-1] else f"score_{name}"
+        scores[name] = conv(x, num_classes, 1, activation=None, name=f"{layer}{head}")
+    return scores
+
+
+def fuse(scores, image, *, upsampling="bilinear", head=""):
+    """Upsamples each score onto the next finer one, adds them, and so on to pixels.
+
+    Args:
+        scores: `{name: Feature}`, finest first, each of twice the stride of the last.
+        image: The image `Feature`, whose pixels the result lies on.
+        upsampling: "bilinear" (fixed) or "learned" (transposed convolutions).
+        head: Appended to the layers' names.
+
+    Returns:
+        A `Feature`: (batch, height, width, classes), logits at image size.
+    """
+    learned = upsampling == "learned"
+    *skips, coarsest = scores
+    x, upscore = scores[coarsest], f"upscore2{head}"
+    for name in reversed(skips):
+        skip = scores[name]
+        up = upsample(x, 2, skip, name=upscore, learned=learned)
+        skip = crop_like(skip, up, name=f"score_{name}{head}c")
+        # GoogLeNet's taps end a cell short of the upsampled map at half of all sizes.
+        up = crop_like(up, skip, name=f"{upscore}c")
+        x = add(up, skip, name=f"fuse_{name}{head}")
+        upscore = f"upscore_{name}{head}"
+    stride = int(x.grid.stride)
+    last = f"upscore{stride}{head}" if skips else f"upscore{head}"
+    up = upsample(x, stride, image, name=last, learned=learned)
+    return crop_like(up, image, name=f"score{head}")
+
+
+def decode(
+    taps,
+    image,
+    num_classes,
+    stride=8,
+    *,
+    upsampling="bilinear",
+    skip_scales=None,
+    head="",
+):
+    """Turns the taps of any backbone into logits at image size (paper, section 4.2).
+
+    Args:
+        taps: `{name: Feature}`, finest first, the last one for the classifier.
+        image: The image `Feature` that the backbone was given.
+        num_classes: Classes to tell apart.
+        stride: Pixels per cell of the finest tap to use: 32, 16, 8 or 4.
+        upsampling: "bilinear" (fixed) or "learned".
+        skip_scales: `{tap: factor}` of the at-once nets.
+        head: Appended to the layers' names, for nets with several heads.
+
+    Returns:
+        A `Feature`: (batch, height, width, num_classes), logits.
+    """
+    scores = score_taps(
+        taps, num_classes, stride, skip_scales=skip_scales, head=head
+    )
+    return fuse(scores, image, upsampling=upsampling, head=head)
+
+
+def fcn(
+    backbone="vgg16",
+    stride=8,
+    num_classes=None,
+    *,
+    weights=None,
+    upsampling="bilinear",
+    skip_scales=None,
+    input_channels=3,
+    include_preprocessing=True,
+    width=1.0,
+):
+    """Builds a fully convolutional network (Long, Shelhamer & Darrell, 2015).
+
+    Args:
+        backbone: "alexnet", "vgg16" or "googlenet".
+        stride: Pixels per cell of the finest prediction: 32, 16, 8 or 4.
+        num_classes: Classes to tell apart, or `{head: classes}` for several heads,
+            such as `{"sem": 33, "geo": 3}`. Follows from `weights` where they say
+            it; 21, as in VOC, if nothing does.
+        weights: None (random trunk, score layers zero), a tag such as "camvid"
+            (`list_checkpoints` lists what exists), or the path of an .h5 file.
+        upsampling: "bilinear": fixed and without weights; "learned": transposed
+            convolutions, bilinear at start (CVPR 2015).
+        skip_scales: `{"pool4": 1e-2, "pool3": 1e-4}` makes the at-once net of VGG16.
+        input_channels: 3 for colour, 4 for colour and depth; any number without
+            preprocessing.
+        include_preprocessing: Whether the first layer turns RGB 0-255 (and depth in
+            millimetres) into what the backbone was trained on. Without it the net
+            takes what Caffe's `data` blob holds: BGR minus mean, channels last.
+        width: Scales the channels of the backbone; nets for tests are narrow.
+
+    Returns:
+        A `keras.Model` from (batch, height, width, input_channels), any size from 1
+        by 1, to logits (batch, height, width, num_classes), or a dict of them.
+
+    Raises:
+        ValueError: If an argument is none of the above, or if `weights` do not fit.
+    """
+    _check(backbone, stride, upsampling)
+    checkpoint = _find(weights, backbone, stride)
+    num_classes = _num_classes(num_classes, checkpoint, default=21)
+    image = _image("image", input_channels, checkpoint)
+    x = image
+    if include_preprocessing:
+        x = _preprocess(x, _input(checkpoint, input_channels), "preprocess")
+    taps = BACKBONES[backbone](x, width)
+    _check_skip_scales(skip_scales, taps, stride)
+    heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
+    outputs = {
+        head: decode(
+            taps,
+            image,
+            classes,
+            stride,
+            upsampling=upsampling,
+            skip_scales=skip_scales,
+            head=head and f"_{head}",
+        ).tensor
+        for head, classes in heads.items()
+    }
+    outputs = outputs if isinstance(num_classes, dict) else outputs[""]
+    model = keras.Model(image.tensor, outputs, name=f"fcn{stride}s_{backbone}")
+    return _fill(model, checkpoint)
+
+
+FCN32s = functools.partial(fcn, stride=32)
+FCN32s.__doc__ = "Builds `fcn(backbone, stride=32, ...)`: no skips; see `fcn`."
+FCN16s = functools.partial(fcn, stride=16)
+FCN16s.__doc__ = "Builds `fcn(backbone, stride=16, ...)`: one skip; see `fcn`."
+FCN8s = functools.partial(fcn, stride=8)
+FCN8s.__doc__ = "Builds `fcn(backbone, stride=8, ...)`: two skips; see `fcn`."
+
+
+def late_fusion(
+    backbone,
+    stride=32,
+    num_classes=None,
+    *,
+    weights=None,
+    upsampling="bilinear",
+    include_preprocessing=True,
+    width=1.0,
+):
+    """Builds two nets, for colour and for HHA, whose scores are averaged.
+
+    Source: nyud-fcn32s-color-hha/net.py, an average (`coeff: 0.5`) where the paper
+    (section 4.4) speaks of a sum.
+
+    Args:
+        backbone: As in `fcn`.
+        stride: As in `fcn`.
+        num_classes: Classes to tell apart; 40, as in NYUDv2, if nothing says it.
+        weights: As in `fcn`.
+        upsampling: As in `fcn`.
+        include_preprocessing: As in `fcn`; HHA comes as in its PNG files, disparity,
+            height and angle, 0-255.
+        width: As in `fcn`.
+
+    Returns:
+        A `keras.Model` from `{"color", "hha"}`, each (batch, height, width, 3) and
+        of one size, to logits (batch, height, width, num_classes).
+
+    Raises:
+        ValueError: If an argument is none of the above, or if `weights` do not fit.
+    """
+    _check(backbone, stride, upsampling)
+    checkpoint = _find(weights, backbone, stride)
+    num_classes = _num_classes(num_classes, checkpoint, default=40)
+    images, scores = {}, {}
+    for stream, default in LATE_FUSION_INPUTS.items():
+        image = images[stream] = _image(stream, 3, checkpoint)
+        x = image._replace(suffix=stream)
+        if include_preprocessing:
+            data = checkpoint.entry["input"][stream] if checkpoint else default
+            x = _preprocess(x, data, f"preprocess{stream}")
+        taps = BACKBONES[backbone](x, width)
+        scores[stream] = score_taps(taps, num_classes, stride)
+    fused = {}
+    for name, color in scores["color"].items():
+        coarsest = color is list(scores["color"].values())[-1]
+        layer = "score_fused" if coarsest else f"score_{name}_fused"
+        fused[name] = average(color, scores["hha"][name], name=layer)
+    outputs = fuse(fused, images["color"], upsampling=upsampling).tensor
+    inputs = {stream: image.tensor for stream, image in images.items()}
+    model = keras.Model(inputs, outputs, name=f"fcn{stride}s_{backbone}_late_fusion")
+    return _fill(model, checkpoint)
+
+
+def classifier(
+    backbone,
+    num_classes=1000,
+    *,
+    weights=None,
+    include_preprocessing=True,
+    width=1.0,
+):
+    """Builds the ImageNet classifier as a convolution: heatmaps (paper, figure 2).
+
+    The padding is that of the classifier: an image of its own size (224 pixels,
+    AlexNet 227) gives one cell, larger ones a heatmap.
+
+    Args:
+        backbone: As in `fcn`.
+        num_classes: Channels of the heatmap.
+        weights: None, "imagenet", or the path of an .h5 file.
+        include_preprocessing: As in `fcn`.
+        width: As in `fcn`.
+
+    Returns:
+        A `keras.Model` from (batch, height, width, 3) to logits
+        (batch, h, w, num_classes), h = 1 + (height - 224) / 32 for 224 and more.
+
+    Raises:
+        ValueError: If an argument is none of the above, or if `weights` do not fit.
+    """
+    _check(backbone)
+    checkpoint = _find(weights, backbone)
+    image = _image("image", 3, checkpoint)
+    x = image
+    if include_preprocessing:
+        x = _preprocess(x, _input(checkpoint, 3), "preprocess")
+    arguments, last = CLASSIFIERS[backbone]
+    *_, x = BACKBONES[backbone](x, width, **arguments).values()
+    x = conv(x, num_classes, 1, activation=None, name=last)
+    model = keras.Model(image.tensor, x.tensor, name=f"{backbone}_classifier")
+    return _fill(model, checkpoint)
+
+
+
+
+BUILDERS = {"fcn": fcn, "late_fusion": late_fusion, "classifier": classifier}
+
+
+def load_checkpoint(name, *, weights=None):
+    """Builds the net that a checkpoint is for, and fills it.
+
+    Args:
+        name: A name that `list_checkpoints` lists, or the path of an .h5 file that
+            says what it is, such as one written by `save_checkpoint`.
+        weights: The path of an .h5 file to use in place of the checkpoint's own.
+
+    Returns:
+        A `keras.Model`, as `fcn`, `late_fusion` or `classifier` return it.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or if the file does not fit.
+        OSError: If the file cannot be had.
+    """
+    entry = checkpoint_entry(name)
+    if weights is None:
+        weights = name if is_path(name) else manifest.locate(name, entry)
+    arguments = dict(entry["model"])
+    build = BUILDERS[arguments.pop("builder", "fcn")]
+    return build(**arguments, weights=Checkpoint(entry, weights))
+
+
+def checkpoint_entry(name):
+    """Returns what is known of a checkpoint, from the manifest or the file itself.
+
+    Args:
+        name: As in `load_checkpoint`.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or if the file does not say.
+        OSError: If the file cannot be read.
+    """
+    if not is_path(name):
+        return manifest.checkpoint_info(name)
+    entry = weight_files.metadata(name)
+    if "model" not in entry:
+        raise ValueError(
+            f"{name} does not say which net it is for; expected a file written by "
+            "keras_fcn.save_checkpoint. Build the net and pass it as `weights=`."
+        )
+    return entry
+
+
+def save_checkpoint(model, path, *, facts=None, dtype=None):
+    """Writes the weights of a net of this package, and what they are for.
+
+    `load_checkpoint(path)` builds the net again; `fcn(..., weights=path)` too.
+
+    Args:
+        model: A net that `fcn` built, trained as you like.
+        path: The .h5 file to write; it appears whole or not at all.
+        facts: What else to say in the file, in the manifest's fields: `labels` (a
+            name in `LABEL_SETS`, or `{"names": [...], "palette": [...]}`),
+            `license`, `trained_on`, `measured`.
+        dtype: On disk, such as "float16" for half the size.
+
+    Raises:
+        ValueError: If `fcn` did not build the net, or if weights are not finite.
+        OSError: If the file cannot be written.
+    """
+    metadata = {**describe(model), **(facts or {})}
+    weight_files.save(model, path, metadata=metadata, dtype=dtype)
+
+
+def describe(model):
+    """Returns how to build a net again: the manifest's `model` and `input`.
+
+    Everything is read off its layers.
+
+    Args:
+        model: A net that `fcn` built.
+
+    Raises:
+        ValueError: If it is another net.
+    """
+    found = {layer.name.removesuffix("_bgrd"): layer for layer in model.layers}
+    backbones = [name for name, marks in LANDMARKS.items() if marks[0] in found]
+    heads = [name.removeprefix("score_fr") for name in found if "score_fr" in name]
+    if not backbones or not heads:
+        raise ValueError(
+            f"The model {model.name!r} has no layers of an FCN; expected one that "
+            "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
+        )
+    _, widest, filters = LANDMARKS[backbones[0]]
+    classes = {head[1:]: found[f"score_fr{head}"].filters for head in heads}
+    skips = [name for name in found if name.startswith("fuse_")]
+    scales = {
+        name.removeprefix("scale_").removesuffix(heads[0]): layer.scale
+        for name, layer in found.items()
+        if name.startswith("scale_")
+    }
+    learned = any(isinstance(x, keras.layers.Conv2DTranspose) for x in model.layers)
+    entry = {
+        "model": {
+            "backbone": backbones[0],
+            "stride": 32 >> len(skips) // len(heads),
+            "num_classes": classes.get("", classes),
+            "upsampling": "learned" if learned else "bilinear",
+            "skip_scales": scales or None,
+            "input_channels": model.inputs[0].shape[-1],
+            "include_preprocessing": "preprocess" in found,
+            "width": found[widest].filters / filters,
+        }
+    }
+    if "preprocess" in found:
+        layer = found["preprocess"]
+        entry["input"] = {"channels": layer.channels, "mean": layer.mean}
+    return entry
+
+
+def is_path(name):
+    """Returns whether `name` is meant as a file: .h5 at the end, or a folder in it."""
+    return str(name).endswith((".h5", ".hdf5")) or len(pathlib.Path(name).parts) > 1
+
+
+def _find(weights, backbone, stride=None):
+    if weights is None or isinstance(weights, Checkpoint):
+        return weights
+    if is_path(weights):
+        return Checkpoint(weight_files.metadata(weights), weights)
+    parts = [backbone, stride and f"{stride}s", weights]
+    name = "-".join(part for part in parts if part)
+    if name not in manifest.list_checkpoints():
+        alike = [n for n in manifest.list_checkpoints() if n.endswith(f"-{weights}")]
+        known = ", ".join(alike or manifest.list_checkpoints())
+        raise ValueError(
+            f"There is no checkpoint {name!r} for weights={weights!r}; what exists is "
+            f"{known}. Choose backbone and stride accordingly, or pass an .h5 file."
+        )
+    entry = manifest.checkpoint_info(name)
+    return Checkpoint(entry, manifest.locate(name, entry))
+
+
+def _num_classes(num_classes, checkpoint, default):
+    if not checkpoint:
+        return default if num_classes is None else num_classes
+    known = manifest.num_classes(checkpoint.entry)
+    if None not in (known, num_classes) and known != num_classes:
+        raise ValueError(
+            f"The weights {checkpoint.path} have {known} classes but "
+            f"num_classes={num_classes}. Build with weights=None, then "
+            "keras_fcn.transplant(trained, model) to keep all but the score layers."
+        )
+    return known or num_classes or default
+
+
+def _image(name, channels, checkpoint):
+    tensor = keras.Input((None, None, channels), name=name)
+    drawn = {"kernel_initializer": "zeros"} if checkpoint else {}
+    return Feature(tensor, **drawn)
+
+
+def _input(checkpoint, channels):
+    if checkpoint and "input" in checkpoint.entry:
+        return checkpoint.entry["input"]
+    if channels not in DEFAULT_INPUTS:
+        raise ValueError(
+            f"input_channels={channels} has no preprocessing; expected 3 (RGB) or 4 "
+            "(RGB and depth). Pass include_preprocessing=False and feed the net data "
+            "that is centred on zero."
+        )
+    return DEFAULT_INPUTS[channels]
+
+
+def _preprocess(x, data, name):
+    # Under mixed precision the means are still subtracted in full.
+    dtype = keras.config.dtype_policy().variable_dtype
+    return x.then(Preprocess(data["channels"], data["mean"], dtype=dtype, name=name))
+
+
+def _fill(model, checkpoint):
+    if checkpoint:
+        weight_files.load(model, checkpoint.path)
+    return model
+
+
+def _check(backbone, stride=32, upsampling="bilinear"):
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            'Keras is set to image_data_format "channels_first"; expected '
+            '"channels_last", the only layout of keras_fcn. Call '
+            'keras.config.set_image_data_format("channels_last") first.'
+        )
+    choices = {
+        "backbone": (backbone, tuple(BACKBONES)),
+        "stride": (stride, STRIDES),
+        "upsampling": (upsampling, ("bilinear", "learned")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(
+                f"{name}={value!r} was given; expected one of "
+                f"{', '.join(map(repr, allowed))}."
+            )
+
+
+def _check_skip_scales(skip_scales, taps, stride):
+    *skips, _ = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+    unknown = sorted(set(skip_scales or {}) - set(skips))
+    if unknown:
+        raise ValueError(
+            f"skip_scales names {', '.join(unknown)}; expected taps that this net "
+            f"skips from: {', '.join(skips) or 'none at stride 32'}."
+        )
