@@ -271,7 +271,9 @@ def _read_blob(walk, start, stop):
     dtype = np.dtype("<f8" if doubles else "<f4")
     sizes = [stop - start for start, stop in floats + doubles]
     if any(size % dtype.itemsize for size in sizes):
-        raise ValueError(f"has {sum(sizes):,} bytes of {dtype.name}; expected whole ones.")
+        raise ValueError(
+            f"has {sum(sizes):,} bytes of {dtype.name}; expected whole ones."
+        )
     count = sum(sizes) // dtype.itemsize
     shape = _shape(small)
     if math.prod(shape) != count:
@@ -328,8 +330,8 @@ class _Walk:
             elif name and name not in located:
                 if len(small) + end - begin > MAX_SMALL:
                     raise ValueError(
-                        f"{name!r} has {end - value:,} bytes; expected {MAX_SMALL:,} at "
-                        "most for names and shapes."
+                        f"has {len(small) + end - begin:,} bytes or more of names and "
+                        f"shapes, up to its {name}; expected {MAX_SMALL:,} at most."
                     )
                 small += self.read([(begin, end)], bytearray(end - begin))
         try:
@@ -341,7 +343,10 @@ class _Walk:
         """Yields (number, wire type, start, start of the value, end) of each field."""
         while start < stop:
             if not self.fields_left:
-                raise ValueError(f"the file has more than {MAX_FIELDS:,} fields.")
+                raise ValueError(
+                    f"the file goes beyond {MAX_FIELDS:,} fields here; expected fewer, "
+                    "and packed numbers."
+                )
             self.fields_left -= 1
             self.file.seek(start)
             head = self.file.read(min(20, stop - start))  # two varints at most
@@ -395,14 +400,20 @@ def _messages():
         descriptor = proto.message_type.add(name=kind)
         for name, (number, type) in fields.items():
             if type not in _LARGE:
-                field = descriptor.field.add(name=name, number=number, label=1)
+                field = descriptor.field.add(name=name, number=number)
+                many = type == "dims"
+                field.label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
                 if type in _SCHEMA:
                     field.type_name = type
                 else:
-                    field.type = getattr(field, f"TYPE_{type.upper()}")
+                    field.type = (
+                        field.TYPE_BYTES if type == "bytes" else field.TYPE_INT64
+                    )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return {
-        kind: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{kind}"))
+        kind: message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"caffe.{kind}")
+        )
         for kind in _SCHEMA
     }

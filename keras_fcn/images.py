@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
@@ -68,7 +68,7 @@ def read_labels(path):
     Palette images give their indices, grey ones their values, 1-bit ones 0 and 1.
 
     Args:
-        path: A mask file with one label per pixel, of any format but JPEG.
+        path: A mask file with one label per pixel, PNG, TIFF or BMP.
 
     Returns:
         (height, width) uint8 labels.
@@ -77,12 +77,13 @@ def read_labels(path):
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another format, or larger than
             `MAX_PIXELS`; if it holds colours, transparency, floats or labels
-            above 255; if it is a JPEG.
+            above 255; if it is a JPEG, WebP or GIF, which change labels.
     """
     image = _open(path)
-    if image.format in ("JPEG", "MPO"):
+    if image.format not in ("PNG", "TIFF", "BMP"):
+        # JPEG and WebP blur labels; GIF encoders, Pillow's too, renumber the palette.
         raise ValueError(
-            f"`{path}` is a JPEG, whose compression changes labels. "
+            f"`{path}` is a {image.format} file, and such files do not keep labels. "
             "Export the mask anew from its source, as PNG."
         )
     image = _load(image, path)
@@ -116,8 +117,8 @@ def decode_segmentation(logits):
     """
     if isinstance(logits, dict):
         return {head: decode_segmentation(scores) for head, scores in logits.items()}
-    if hasattr(logits, "detach"):  # torch's, which may want a gradient or be on a GPU
-        logits = logits.detach().cpu()
+    if hasattr(logits, "detach"):  # torch's: NumPy takes no gradient, GPU or bfloat16
+        logits = logits.detach().cpu().float()
     scores = np.asarray(logits)
     if scores.ndim not in (3, 4):
         raise ValueError(
@@ -206,28 +207,22 @@ def legend(picture, names, palette=None, labels=None):
     colors = _color_table(classes, palette)
     height, width = picture.shape[:2]
     size = max(14, round(math.sqrt(height * width) / 35))
-    line, box = round(1.6 * size), size  # from baseline to baseline; side of a box
-    rows = min(len(classes), max(height // line, math.ceil(len(classes) / 3)))
+    line, margin = round(1.6 * size), size // 2
+    fitting = (height - 2 * margin) // line
+    rows = min(len(classes), max(fitting, math.ceil(len(classes) / 3)))
+    columns = math.ceil(len(classes) / rows)
     font = ImageFont.load_default(size)
-    widest = max(font.getlength(names[i]) for i in classes)
-    column = math.ceil(box + 0.5 * size + widest + 1.5 * size)
-    margin = size // 2
-    canvas = Image.new(
-        "RGB",
-        (
-            width + 2 * margin + math.ceil(len(classes) / rows) * column,
-            max(height, rows * line + 2 * margin),
-        ),
-        "white",
-    )
+    column = math.ceil(3 * size + max(font.getlength(names[i]) for i in classes))
+    canvas_size = width + size + columns * column, max(height, rows * line + 2 * margin)
+    canvas = Image.new("RGB", canvas_size, "white")
     canvas.paste(Image.fromarray(picture))
     draw = ImageDraw.Draw(canvas)
     for i, index in enumerate(classes):
-        x = width + 2 * margin + i // rows * column
-        y = margin + i % rows * line + line // 2
-        corners = (x, y - box // 2, x + box, y - box // 2 + box)
-        draw.rectangle(corners, fill=tuple(colors[index]), outline="gray")
-        draw.text((x + 1.5 * box, y), names[index], "black", font, anchor="lm")
+        x, top = width + size + i // rows * column, margin + i % rows * line
+        box = (x, top, x + size, top + size)
+        draw.rectangle(box, fill=tuple(colors[index]), outline="gray")
+        middle = (x + 1.5 * size, top + size / 2)
+        draw.text(middle, names[index], "black", font, anchor="lm")
     return np.array(canvas)
 
 
@@ -278,8 +273,27 @@ def save_image(path, rgb):
     _write(path, Image.fromarray(_check_array(np.asarray(rgb))), SUFFIXES[suffix])
 
 
+# ImageOps.exif_transpose does the same, and rewrites the EXIF data: where those are
+# damaged, it fails on pixels that are not.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # What Pillow's readers raise on damaged files.
-_DAMAGE = (OSError, ValueError, SyntaxError, struct.error, EOFError)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    IndexError,
+    EOFError,
+    struct.error,
+)
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -335,7 +349,9 @@ def _check_size(image, name):
 def _load(image, name):
     """Decodes an opened image and turns it upright."""
     with _decoding(name):
-        return ImageOps.exif_transpose(image)
+        image.load()
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image, name):

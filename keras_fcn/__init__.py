@@ -1,0 +1,39 @@
+"""Fully convolutional networks for semantic segmentation, in Keras 3."""
+
+from keras_fcn.evaluation import evaluate, segment
+from keras_fcn.images import colorize, decode_segmentation, overlay
+from keras_fcn.manifest import checkpoint_info, list_checkpoints
+from keras_fcn.metrics import SegmentationScores
+from keras_fcn.models import (
+    FCN8s,
+    FCN16s,
+    FCN32s,
+    classifier,
+    fcn,
+    late_fusion,
+    load_checkpoint,
+    save_checkpoint,
+)
+from keras_fcn.training import compile_modern
+from keras_fcn.weights import transplant
+
+__all__ = [
+    "FCN8s",
+    "FCN16s",
+    "FCN32s",
+    "SegmentationScores",
+    "checkpoint_info",
+    "classifier",
+    "colorize",
+    "compile_modern",
+    "decode_segmentation",
+    "evaluate",
+    "fcn",
+    "late_fusion",
+    "list_checkpoints",
+    "load_checkpoint",
+    "overlay",
+    "save_checkpoint",
+    "segment",
+    "transplant",
+]

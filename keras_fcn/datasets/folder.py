@@ -1,0 +1,673 @@
+"""A folder of images and a folder of masks, checked, as batches for `model.fit`.
+
+A mask is a grey or palette image, of its image's name and size, that holds one label
+per pixel. Before the first step every mask is read once: labels out of range stop
+TensorFlow and PyTorch somewhere inside an epoch, and JAX not at all.
+"""
+
+import math
+import struct
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import ExifTags, Image
+
+from keras_fcn import images
+from keras_fcn.labels import LABEL_SETS, VOID
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".webp", *MASK_SUFFIXES)
+
+# RGB, around a picture that does not fill its window: the mean that the VOC nets
+# subtract, so that padding becomes the zeros with which convolutions pad.
+MEAN_COLOR = (123, 117, 104)
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's grey
+
+MANY_COLORS = 1000  # no label map has more: counting them ends here
+MANY_FAULTS = 10  # files at fault that are listed one by one
+
+# What Pillow raises on a damaged header.
+_DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+
+
+def pairs(image_folder, mask_folder):
+    """Finds each image's mask: the file of the same name but for the suffix.
+
+    Args:
+        image_folder: Folder of JPEG, PNG, WebP, TIFF, BMP or GIF images.
+        mask_folder: Folder of PNG, TIFF, BMP or GIF masks.
+
+    Returns:
+        List of (image path, mask path), sorted by name. Hidden files are left out.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or has no such file.
+        ValueError: If an image has no mask, a mask no image, or if two files of a
+            folder differ in their suffix only.
+    """
+    found, problems = _match(image_folder, mask_folder)
+    if problems:
+        raise ValueError(" ".join(problems))
+    return found
+
+
+def check(pairs, num_classes, *, relabel=None):
+    """Reads every mask once and makes sure that a model can be trained on it.
+
+    Args:
+        pairs: List of (image path, mask path).
+        num_classes: Number of classes; labels are 0 to `num_classes - 1`, and 255.
+        relabel: Labels to replace, `{in the file: to train on}`.
+
+    Returns:
+        The (height, width) of each pair.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a mask cannot be read, has another size than its image or
+            holds other labels. All masks of other labels make one error.
+    """
+    if not pairs:
+        raise ValueError("There are no pairs; expected one image and mask at least.")
+    table = _relabel_table(relabel)
+    valid = (table < num_classes) | (table == VOID)
+    sizes, wrong = [], {}
+    for image, mask in pairs:
+        labels, (_, size) = images.read_labels(mask), _header(image)
+        if labels.shape != size:
+            raise ValueError(_mismatch(image, size, mask, labels.shape))
+        sizes.append(size)
+        stray = np.flatnonzero(~valid & (_histogram(labels) > 0))
+        if stray.size:
+            wrong[mask] = stray.tolist()
+    if wrong:
+        raise ValueError(_stray_labels(wrong, num_classes))
+    return sizes
+
+
+def one_by_one(pairs, *, relabel=None):
+    """Reads whole pictures at their own size, for an evaluation without padding.
+
+    Args:
+        pairs: List of (image path, mask path).
+        relabel: Labels to replace, `{in the file: to evaluate on}`.
+
+    Yields:
+        An image, (1, height, width, 3) float32, RGB, 0-255, and its labels,
+        (1, height, width) int32.
+    """
+    table = _relabel_table(relabel)
+    for image, mask in pairs:
+        labels = table[images.read_labels(mask)]
+        yield np.float32(images.read_image(image))[None], np.int32(labels)[None]
+
+
+class FolderBatches(keras.utils.PyDataset):
+    """Serves pictures and their masks as batches of one size.
+
+    With `crop`, a batch holds windows of that size at random places, otherwise whole
+    pictures in the upper left corner of the largest one's size: one size, because JAX
+    compiles anew for each and TensorFlow takes its shapes from the first two batches.
+    Where a window reaches beyond the picture the image is `MEAN_COLOR`, the label void.
+
+    The order is drawn from `(seed, epoch)`, the changes to a picture from
+    `(seed, epoch, place in pairs)`: whichever thread reads it, a batch is a function of
+    the seed, the epoch and its index. Keras must therefore leave the order alone:
+
+    ```python
+    batches = FolderBatches(pairs("images", "masks"), 11, batch_size=8, crop=(256, 256))
+    model.fit(batches, epochs=100, shuffle=False)
+    ```
+
+    A run that ended before batch 30 of epoch 7 goes on as if it had not:
+
+    ```python
+    batches.seek(7, batch=30)
+    model.fit(batches, initial_epoch=7, epochs=8, shuffle=False)
+    batches.seek(8)
+    model.fit(batches, initial_epoch=8, epochs=100, shuffle=False)
+    ```
+
+    Args:
+        pairs: List of (image path, mask path).
+        num_classes: Number of classes; the masks are checked against it at once.
+        batch_size: Pictures per batch; the last batch of an epoch may have fewer.
+        crop: (height, width) of the windows, or `None` for whole pictures.
+        scale: (lowest, highest) factor of a picture's size, drawn so that halving is
+            as likely as doubling. Needs `crop`.
+        mirror: Whether every second picture is mirrored, left to right.
+        color: Most that brightness, contrast and saturation change, such as
+            `(0.3, 0.3, 0.3)`: each is multiplied by 0.7 to 1.3.
+        relabel: Labels to replace at reading, `{in the file: to train on}`.
+        shuffle: Whether the pictures change places in every epoch.
+        seed: Integer from 0.
+        workers: Threads that read ahead of the training.
+        cache: Whether to keep the decoded files in memory, 4 bytes a pixel.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a mask does not pass `check`, or an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        pairs,
+        num_classes,
+        *,
+        batch_size=1,
+        crop=None,
+        scale=None,
+        mirror=False,
+        color=None,
+        relabel=None,
+        shuffle=True,
+        seed=0,
+        workers=2,
+        cache=False,
+    ):
+        # Keras' own workers are not used: what they read while `fit` looks at a first
+        # batch, JAX and PyTorch train on later, in the wrong epoch (Keras 3.15).
+        super().__init__()
+        if scale is not None and not (crop and 0 < scale[0] <= scale[1]):
+            raise ValueError(
+                f"`scale` is {scale} and `crop` {crop}; expected (lowest, highest) "
+                "factors above 0, and the size of a window to cut out: pass both."
+            )
+        if color is not None and not (
+            len(color) == 3 and 0 <= min(color) <= max(color) <= 1
+        ):
+            raise ValueError(
+                f"`color` is {color}; expected the changes of brightness, contrast and "
+                "saturation, each 0 to 1, such as (0.3, 0.3, 0.3)."
+            )
+        self.pairs = list(pairs)
+        sizes = check(self.pairs, num_classes, relabel=relabel)
+        self.batch_size = batch_size
+        self.size = crop or tuple(np.max(sizes, axis=0).tolist())
+        self.crop, self.scale, self.mirror, self.color = crop, scale, mirror, color
+        self.shuffle, self.seed = shuffle, seed
+        self._table = _relabel_table(relabel)
+        self._decoded = {} if cache else None
+        self._pool, self._ahead = ThreadPoolExecutor(workers), workers
+        self._pending, self._lock = {}, threading.Lock()
+        self._within = False
+        self.seek(0)
+
+    def seek(self, epoch, batch=0):
+        """Goes to an epoch, and to the batch of it that is now called 0.
+
+        An epoch that is entered halfway is as much shorter, and does not lead on to the
+        next one: `seek` that after it.
+        """
+        self.epoch, self.first = epoch, batch
+        self._asked = self._previous = 0
+
+    def __len__(self):
+        return math.ceil(len(self.pairs) / self.batch_size) - self.first
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no batch {index}: there are {len(self)}.")
+        if self._within:
+            self._follow(index)
+        count = len(self) + self.first
+        place = self.epoch * count + self.first + index
+        wanted = [divmod(place + i, count) for i in range(1 + self._ahead)]
+        with self._lock:
+            self._pending = {
+                key: self._pending.get(key) or self._pool.submit(self.batch, *key)
+                for key in wanted
+            }
+            batch = self._pending[wanted[0]]
+        return batch.result()
+
+    def on_epoch_begin(self):
+        """Notes that Keras begins a pass, be it only to look at the first batch."""
+        self._within = True
+
+    def on_epoch_end(self):
+        """Goes to the next epoch if all batches of this one have been asked for.
+
+        Keras calls this before the first epoch, too. On JAX and PyTorch it looks at
+        the first batch before that: where that one is the only one, this is a pass.
+        """
+        self._within = False
+        if self._asked >= len(self) and not self.first:
+            self.seek(self.epoch + 1)
+
+    def order(self, epoch):
+        """Returns the places in `pairs`, in the order in which an epoch reads them."""
+        if not self.shuffle:
+            return np.arange(len(self.pairs))
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.pairs))
+
+    def batch(self, epoch, index):
+        """Reads a batch of any epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            index: Number of the batch in the whole epoch, from 0.
+
+        Returns:
+            Images, (batch, height, width, 3) float32, RGB, 0-255, and labels,
+            (batch, height, width) int32.
+        """
+        start = index * self.batch_size
+        chosen = self.order(epoch)[start : start + self.batch_size]
+        samples = [self.sample(epoch, i) for i in chosen.tolist()]
+        pictures, labels = zip(*samples, strict=True)
+        return np.stack(pictures), np.stack(labels)
+
+    def sample(self, epoch, index):
+        """Reads a picture as an epoch has it: `index` is its place in `pairs`."""
+        image, labels = self._decode(index)
+        # 1 + index: to NumPy (seed, epoch, 0) is (seed, epoch), which draws the order.
+        rng = np.random.default_rng((self.seed, epoch, 1 + index))
+        factor = math.exp(rng.uniform(*np.log(self.scale))) if self.scale else 1
+        scaled = [max(1, round(factor * length)) for length in labels.shape]
+        corner = _random_corner(rng, scaled, self.crop) if self.crop else (0, 0)
+        image, labels, inside = cut(image, labels, scaled, corner, self.size)
+        if self.color:
+            image = _change_color(image, *rng.uniform(-1, 1, 3) * self.color + 1)
+        canvas = np.full((*self.size, 3), MEAN_COLOR, np.float32)
+        target = np.full(self.size, VOID, np.int32)
+        canvas[inside], target[inside] = image, labels
+        if self.mirror and rng.random() < 0.5:
+            return canvas[:, ::-1], target[:, ::-1]
+        return canvas, target
+
+    def _follow(self, index):
+        """Counts a batch of the pass, and makes sure that Keras keeps to the order."""
+        if index not in (0, self._previous + 1):
+            raise ValueError(
+                f"Batch {index} was asked for after batch {self._previous}. Pass "
+                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch."
+            )
+        self._asked, self._previous = self._asked + 1, index
+
+    def _decode(self, index):
+        if self._decoded is not None and index in self._decoded:
+            return self._decoded[index]
+        image, mask = self.pairs[index]
+        picture, labels = (
+            images.read_image(image),
+            self._table[images.read_labels(mask)],
+        )
+        if picture.shape[:2] != labels.shape:  # changed since they were checked
+            raise ValueError(_mismatch(image, picture.shape[:2], mask, labels.shape))
+        if self._decoded is not None:
+            self._decoded[index] = picture, labels
+        return picture, labels
+
+
+def cut(image, labels, scaled, corner, size):
+    """Scales a picture and cuts a window out of it, image and labels alike.
+
+    Where n pixels are scaled to m cells, the centre of cell `i` is `(i + 1/2) n / m`
+    pixels from the edge. Its colour is interpolated around that point, and averaged
+    over the cell if the picture shrinks; its label is that of the pixel on which the
+    point lies: neither is shifted against the other, and labels are never mixed.
+
+    Args:
+        image: (height, width, 3) uint8.
+        labels: (height, width) uint8.
+        scaled: (height, width) of the whole picture once scaled, in cells.
+        corner: (row, column) of the window's upper left cell on the scaled picture;
+            negative where the window begins outside.
+        size: (height, width) of the window, in cells.
+
+    Returns:
+        The image and the labels of that part of the window that lies on the picture,
+        and the part: two slices of the window.
+    """
+    box, pixels, inside = [], [], []
+    for length, cells, start, extent in zip(
+        labels.shape, scaled, corner, size, strict=True
+    ):
+        first, last = max(start, 0), min(start + extent, cells)
+        box.append((first * length / cells, last * length / cells))
+        pixels.append(((np.arange(first, last) + 0.5) * length / cells).astype(int))
+        inside.append(slice(first - start, last - start))
+    (top, bottom), (left, right) = box
+    rows, columns = pixels
+    picture = Image.fromarray(image).resize(
+        (len(columns), len(rows)), Image.Resampling.BICUBIC, (left, top, right, bottom)
+    )
+    return np.asarray(picture), labels[rows[:, None], columns], tuple(inside)
+
+
+def inspect(image_folder, mask_folder, *, progress=None):
+    """Looks for whatever may be wrong with a folder of images and one of masks.
+
+    Every file is decoded. Problems are collected, not raised.
+
+    Args:
+        image_folder: Folder of images.
+        mask_folder: Folder of masks.
+        progress: Called with the number of pairs done and that of all, after each.
+
+    Returns:
+        Dict of `pairs`, their number; of `sizes`, `image_modes`, `mask_modes` and
+        `palettes`, each a `Counter` of files, by (height, width), by Pillow's mode and
+        by the label set whose colours the palette has; of `pixels` and `masks`, the
+        number of pixels of each label and of masks that hold it; of `colors`, the
+        number of pixels of each (red, green, blue) in masks that hold colours instead
+        of labels; of `drawn`, the number of masks by (label, its colour in the
+        palette); and of `warnings`, a list of sentences.
+    """
+    try:
+        found, warnings = _match(image_folder, mask_folder)
+    except FileNotFoundError as error:
+        found, warnings = [], [str(error)]
+    counted = ("sizes", "image_modes", "mask_modes", "palettes", "pixels", "masks")
+    counted += ("colors", "drawn")
+    report = {"pairs": len(found)} | {name: Counter() for name in counted}
+    faults = []
+    for done, (image, mask) in enumerate(found, start=1):
+        sizes = []
+        for look, path in ((_inspect_image, image), (_inspect_mask, mask)):
+            try:
+                sizes.append(look(path, report))
+            except (OSError, ValueError) as error:
+                faults.append(str(error))
+        if len(set(sizes)) == 2:
+            faults.append(_mismatch(image, sizes[0], mask, sizes[1]))
+        if progress:
+            progress(done, len(found))
+    if len(faults) > MANY_FAULTS:
+        faults[MANY_FAULTS:] = [f"{len(faults) - MANY_FAULTS} more files are at fault."]
+    warnings += faults
+    for look in (_image_warnings, _color_warnings, _palette_warnings, _label_warnings):
+        warnings += look(report)
+    return report | {"warnings": warnings}
+
+
+def summary(report):
+    """Writes what `inspect` found as lines of text."""
+    lines = [f"{report['pairs']} pairs of an image and a mask"]
+    for name in ("sizes", "image_modes", "mask_modes", "palettes"):
+        counted = [
+            f"{' x '.join(map(str, key)) if name == 'sizes' else key} ({count})"
+            for key, count in report[name].most_common()
+        ]
+        if counted:
+            lines.append(f"{name.replace('_', ' ')}: {_some(counted)}")
+    total = report["pixels"].total()
+    if total:
+        lines.append("label       pixels    share   masks")
+    for label, pixels in sorted(report["pixels"].items()):
+        void = "  void" if label == VOID else ""
+        masks = report["masks"][label]
+        lines.append(f"{label:5} {pixels:12,} {pixels / total:8.2%} {masks:7}{void}")
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    return "\n".join(lines if report["warnings"] else [*lines, "nothing looks wrong"])
+
+
+def _match(image_folder, mask_folder):
+    """Pairs two folders' files; returns the pairs, and what keeps others from one."""
+    problems, by_stem = [], []
+    for folder, suffixes, kind in (
+        (image_folder, IMAGE_SUFFIXES, "images"),
+        (mask_folder, MASK_SUFFIXES, "masks"),
+    ):
+        files = _files(folder, suffixes, kind)
+        by_stem.append({path.stem: path for path in files})
+        count = Counter(path.stem for path in files)
+        alike = [path.name for path in files if count[path.stem] > 1]
+        if alike:
+            problems.append(
+                f"`{folder}` has {kind} that differ in their suffix only: "
+                f"{_some(alike)}. Keep one of each."
+            )
+    for own, others, other, kind in (
+        (by_stem[0], by_stem[1], mask_folder, "mask"),
+        (by_stem[1], by_stem[0], image_folder, "image"),
+    ):
+        alone = [path.name for stem, path in own.items() if stem not in others]
+        if alone:
+            problems.append(
+                f"{len(alone)} of {len(own)} files have no {kind} of their name in "
+                f"`{other}`: {_some(alone)}. Add or rename it, or take them away."
+            )
+    pictures, masks = by_stem
+    return [
+        (pictures[stem], masks[stem]) for stem in pictures if stem in masks
+    ], problems
+
+
+def _files(folder, suffixes, kind):
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"`{folder}` is no folder; expected one that holds {kind}. Check the path."
+        )
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = [path for path in visible if path.suffix.lower() in suffixes]
+    if not files:
+        raise FileNotFoundError(
+            f"`{folder}` holds no {kind}: none of its {len(visible)} files ends in "
+            f"{', '.join(suffixes)}. Pass the folder that holds the files themselves."
+        )
+    return sorted(files, key=lambda path: path.name)
+
+
+def _header(path):
+    """Reads an image's kind, such as "RGB" or "L JPEG", and upright (height, width)."""
+    try:
+        with Image.open(path, formats=images.FORMATS) as image:
+            width, height = image.size
+            if (
+                image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            ):  # lies on its side
+                width, height = height, width
+            lossy = " JPEG" if image.format in ("JPEG", "MPO") else ""
+            return image.mode + lossy, (height, width)
+    except _DAMAGE:
+        images.read_image(path)  # raises, and says what is wrong
+        raise
+
+
+def _histogram(labels):
+    return np.bincount(labels.ravel(), minlength=256)
+
+
+def _relabel_table(relabel):
+    """Makes a table of 256 labels from the labels to be replaced."""
+    relabel = relabel or {}
+    strange = [
+        label for pair in relabel.items() for label in pair if label not in range(256)
+    ]
+    if strange:
+        raise ValueError(
+            f"`relabel` is {relabel}, but {strange[0]} is no label; expected integers "
+            "from 0 to 255, such as {11: 255} if label 11 marks unlabelled pixels."
+        )
+    table = np.arange(256, dtype=np.uint8)
+    table[list(relabel)] = list(relabel.values())
+    return table
+
+
+def _random_corner(rng, scaled, size):
+    """Draws a window on the picture or, where that is smaller, around it."""
+    spare = [cells - extent for cells, extent in zip(scaled, size, strict=True)]
+    return [rng.integers(min(0, n), max(0, n), endpoint=True) for n in spare]
+
+
+def _change_color(image, brightness, contrast, saturation):
+    """Multiplies the brightness, the distance to mean grey and that to grey itself."""
+    mix = saturation * np.eye(3) + (1 - saturation) * LUMA[:, None]
+    changed = np.float32(image) @ np.float32(brightness * contrast * mix)
+    grey = brightness * (1 - contrast) * image.mean()
+    return np.clip(changed + np.float32(grey), 0, 255)
+
+
+def _some(names):
+    names = [str(name) for name in names]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _mismatch(image, size, mask, labels_size):
+    return (
+        f"`{mask}` is {labels_size[0]} x {labels_size[1]}, but its image `{image}` is "
+        f"{size[0]} x {size[1]} (height x width). Export it at the image's size."
+    )
+
+
+def _stray_labels(wrong, num_classes):
+    """Says which masks hold labels that are none; `wrong` is {mask: labels}."""
+    mask, labels = next(iter(wrong.items()))
+    others = f" (and {len(wrong) - 1} more masks such labels)" if len(wrong) > 1 else ""
+    every = set().union(*wrong.values())
+    remedy = "`inspect`, or `keras-fcn check-data`, shows what the masks hold."
+    if len(every) == 1:
+        remedy = (
+            f"Pass `relabel={{{labels[0]}: {VOID}}}` if it marks unlabelled pixels."
+        )
+    return (
+        f"`{mask}` holds label {_some(labels)}{others}; expected 0 to "
+        f"{num_classes - 1}, or {VOID} for void. {remedy}"
+    )
+
+
+def _inspect_image(path, report):
+    size = images.read_image(path).shape[:2]
+    mode, _ = _header(path)
+    report["sizes"][size] += 1
+    report["image_modes"][mode] += 1
+    return size
+
+
+def _inspect_mask(path, report):
+    mode, size = _header(path)
+    report["mask_modes"][mode] += 1
+    if mode in ("RGB", "RGBA"):
+        if len(report["colors"]) < MANY_COLORS:
+            report["colors"].update(_colors(images.read_image(path)))
+        return size
+    histogram = _histogram(images.read_labels(path))
+    labels = np.flatnonzero(histogram).tolist()
+    report["pixels"].update({label: int(histogram[label]) for label in labels})
+    report["masks"].update(labels)
+    if mode == "P":
+        with Image.open(path, formats=images.FORMATS) as mask:
+            flat = mask.getpalette()
+        drawn = {i: tuple(flat[3 * i : 3 * i + 3]) for i in labels if i != VOID}
+        report["drawn"].update(drawn.items())
+        report["palettes"][_palette_name(drawn)] += 1
+    return size
+
+
+def _colors(image):
+    """Counts the pixels of each (red, green, blue)."""
+    codes, counts = np.unique(
+        image @ np.array([1 << 16, 1 << 8, 1]), return_counts=True
+    )
+    colors = zip(codes >> 16, codes >> 8 & 255, codes & 255, strict=True)
+    return {
+        tuple(map(int, color)): int(n) for color, n in zip(colors, counts, strict=True)
+    }
+
+
+def _palette_name(drawn):
+    """Names the label set that gives labels these colours, `{label: color}`."""
+    for name, label_set in LABEL_SETS.items():
+        colors = dict(enumerate(map(tuple, label_set.palette.tolist())))
+        if drawn.items() <= colors.items():
+            return name
+    return "other"
+
+
+def _image_warnings(report):
+    modes = report["image_modes"]
+    grey = [mode for mode in modes if mode[0] in "1LI"]
+    if grey:
+        yield (
+            f"{sum(modes[mode] for mode in grey)} of {modes.total()} images are grey "
+            f"({_some(grey)}): they become three equal channels of 8 bits. A model "
+            "trained on them expects grey pictures."
+        )
+
+
+def _color_warnings(report):
+    colors = report["colors"]
+    if not colors:
+        return
+    known = [
+        name
+        for name, label_set in LABEL_SETS.items()
+        if {*colors} <= {images.VOID_COLOR, *map(tuple, label_set.palette.tolist())}
+    ]
+    if len(colors) > 256:
+        remedy = (
+            "So many come from JPEG, from resizing, or from pictures that are no "
+            "masks. Export them anew."
+        )
+    elif all(red == green == blue for red, green, blue in colors):
+        remedy = 'All are greys: save one channel, `Image.convert("L")`.'
+    elif known:
+        remedy = (
+            f'They are those of `LABEL_SETS["{known[0]}"].palette`: look up each '
+            "pixel's index there and save it with `save_labels`."
+        )
+    else:
+        remedy = "Give each an index and save the indices with `save_labels`."
+    yield (
+        f"Masks hold colours instead of labels, {len(colors)} different ones: "
+        f"{_some(color for color, _ in colors.most_common())}. {remedy}"
+    )
+
+
+def _palette_warnings(report):
+    count = Counter(label for label, _ in report["drawn"])
+    torn = [label for label in sorted(count) if count[label] > 1]
+    if torn:
+        yield (
+            f"In different masks these labels have different colours: {_some(torn)}. "
+            "An index that was given mask by mask means another class in each. Make "
+            "all masks with one palette."
+        )
+
+
+def _label_warnings(report):
+    classes = sorted(set(report["pixels"]) - {VOID})
+    if not report["pixels"]:
+        return
+    if not classes:
+        yield f"All masks are void: they hold nothing but {VOID}."
+    elif classes == [0] and VOID in report["pixels"]:
+        yield (
+            f"Masks hold 0 and {VOID} only: black and white, but {VOID} is void and "
+            f"would not be learnt. Pass `relabel={{{VOID}: 1}}`, with 2 classes."
+        )
+    elif baked := _baked_palette(classes):
+        yield (
+            f"Labels {_some(classes)} are the greys of the {baked} palette: a program "
+            "that does not know palettes has turned the masks to grey. Make them anew "
+            "from the originals, keeping the indices."
+        )
+    elif classes[0] == 1:
+        yield (
+            "Labels start at 1, and class 0 would stay empty. Number them from 0, or "
+            "pass `relabel={1: 0, 2: 1, ...}`."
+        )
+    elif gaps := sorted(set(range(classes[-1])) - set(classes)):
+        yield (
+            f"No mask holds label {_some(gaps)}, but some hold {classes[-1]}. Make sure "
+            "that these are classes, only rare."
+        )
+
+
+def _baked_palette(classes):
+    """Names the label set of whose colours the labels are the greys, if of any."""
+    for name, label_set in LABEL_SETS.items():
+        colors = np.uint8([[*label_set.palette, images.VOID_COLOR]])
+        greys = np.asarray(Image.fromarray(colors).convert("L"))
+        if classes[-1] >= greys.size and np.isin(classes, greys).all():
+            return name
+    return None

@@ -1,0 +1,88 @@
+"""What a net says of one picture, and how well it does on many."""
+
+import keras
+import numpy as np
+
+from keras_fcn.images import decode_segmentation, read_image
+from keras_fcn.metrics import confusion_matrix, scores
+
+
+def segment(model, image):
+    """Segments one picture of any size.
+
+    Args:
+        model: A net with preprocessing and one output, such as
+            `keras_fcn.FCN8s("googlenet", weights="camvid")`.
+        image: A path (EXIF rotation is applied), a PIL image, or a uint8 array
+            (height, width, 3), RGB, or (height, width), grey.
+
+    Returns:
+        (height, width) uint8 labels; for a net of several heads, a dict of them.
+
+    Raises:
+        ValueError: If the image cannot be read, or if the model has no preprocessing.
+        FileNotFoundError: If there is no such file.
+    """
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    names = [layer.name for layer in model.layers]
+    if shapes != [(None, None, 3)] or "preprocess" not in names:
+        raise ValueError(
+            f"{model.name} takes {shapes}, with layers {', '.join(names[:3])} ...; "
+            "expected a net from RGB pictures whose first layer is `preprocess`. Build "
+            "it with include_preprocessing=True, or call model.predict yourself."
+        )
+    picture = read_image(image)
+    logits = model.predict_on_batch(picture[None].astype("float32"))
+    labels = decode_segmentation(logits)
+    if isinstance(labels, dict):
+        return {head: x[0] for head, x in labels.items()}
+    return labels[0]
+
+
+def evaluate(model, batches, *, progress=None):
+    """Scores a net on a data set, with one confusion matrix for the whole of it.
+
+    Args:
+        model: A net with one output.
+        batches: An iterable of (images, labels): (batch, height, width, 3) RGB 0-255
+            and (batch, height, width) integers, 255 for void. A `keras.utils.PyDataset`
+            is read once.
+        progress: Called with the number of batches done, after each.
+
+    Returns:
+        The dict of `keras_fcn.metrics.scores`, with `confusion_matrix` as lists and
+        `images`, their number.
+
+    Raises:
+        ValueError: If there are no batches, or if a label is neither a class nor void.
+    """
+    classes = model.output_shape[-1]
+    matrix, images = np.zeros((classes, classes), "int64"), 0
+    for done, (pictures, labels) in enumerate(_once(batches), start=1):
+        truth = keras.ops.convert_to_numpy(labels)
+        stray = np.setdiff1d(truth, [*range(classes), 255])
+        if stray.size:
+            raise ValueError(
+                f"Batch {done - 1} holds labels {stray[:5].tolist()}; expected 0 to "
+                f"{classes - 1}, or 255 for void."
+            )
+        logits = keras.ops.convert_to_numpy(model.predict_on_batch(pictures))
+        matrix += confusion_matrix(truth, logits.argmax(axis=-1), classes)
+        images += len(truth)
+        if progress:
+            progress(done)
+    if not images:
+        raise ValueError("There are no batches to evaluate; expected one at least.")
+    return {
+        **scores(matrix),
+        "confusion_matrix": matrix.tolist(),
+        "images": images,
+    }
+
+
+def _once(batches):
+    # Python's own loop over an object with __getitem__ ends at an IndexError, which
+    # a PyDataset need not raise.
+    if isinstance(batches, keras.utils.PyDataset):
+        return (batches[i] for i in range(len(batches)))
+    return batches

@@ -1,0 +1,507 @@
+"""Finds the weight file of a checkpoint, verified: the cache, the Hub, the first host.
+
+A file is hashed at every load, not only when it arrives: 0.4 s for 540 MB. A wrong one
+is fetched once more, then refused.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from keras_fcn.download import (
+    DownloadError,
+    check_space,
+    check_url,
+    disk_full,
+    download,
+    forget,
+    retry,
+    status_error,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: every process downloads for itself
+    fcntl = None
+
+CHECKPOINT_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{,99}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{,199}")
+REPOSITORY = re.compile(rf"{FILE_NAME.pattern}/{FILE_NAME.pattern}")
+REVISION = re.compile(r"[0-9a-f]{40}")
+ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+DIGESTS = ("sha256", "sha1", "md5")
+ORPHAN_SECONDS = 3600  # a file of an unfinished transfer this old has no owner left
+# Exceptions of the Hub client, by name: their library differs between its versions.
+FINAL = {"OfflineModeIsEnabled", "TooManyRedirects", "UnsupportedProtocol"}
+
+logger = logging.getLogger("keras_fcn")
+
+
+def fetch(name, entry, port, *, trust_first_download=False):
+    """Finds or fetches the HDF5 weight file of a checkpoint, and verifies it.
+
+    The file comes from the cache; else from the Hub, if `entry` has `hub`; else from the
+    host in `entry["caffemodel"]`, ported here once. A drip of bytes from the Hub cannot
+    be stopped; one from the first host is.
+
+    Args:
+        name: Checkpoint, such as `"vgg16-8s-voc"`.
+        entry: Its table in the manifest, a dict with `hub` or `caffemodel`.
+        port: Function `(caffemodel_path, output_path)` that writes the HDF5 file.
+        trust_first_download: Whether to accept a file of which nobody has published a
+            hash. Its hash is kept, and holds from then on.
+
+    Returns:
+        `pathlib.Path` of the file. Its content has the hash that was published or, of a
+        ported file, the one that was recorded when the verified original was ported.
+
+    Raises:
+        ValueError: If a name, a URL or a file's content is not what it should be.
+        OSError: If the network, the disk or a missing file prevents it.
+    """
+    _check_names(name, entry)
+    path = _cached(name, entry)
+    if path is not None:
+        return path
+    with _lock(name, entry) as exclusive:
+        path = _cached(name, entry)  # another process may have brought it meanwhile
+        path = path or _left_by_hand(name, entry, trust_first_download)
+        if path is not None:
+            return path
+        try:
+            if "hub" in entry:
+                return _from_hub(name, entry)
+            return _from_first_host(name, entry, port, exclusive, trust_first_download)
+        except DownloadError as error:
+            raise OSError(
+                f"{name} could not be fetched: {error}.\n{_by_hand(name, entry)}"
+            ) from error
+
+
+def cache_folder():
+    """`KERAS_FCN_CACHE`, else `keras_fcn` in the user's cache folder."""
+    folder = os.environ.get("KERAS_FCN_CACHE")
+    if not folder:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "keras_fcn"
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise OSError(
+            f"No home folder for the cache {folder}: set KERAS_FCN_CACHE to a folder "
+            "that can be written."
+        ) from error
+
+
+# What is there: read only, no request
+
+
+def _cached(name, entry):
+    """The verified file if it is here, else None."""
+    path = cache_folder() / f"{name}.h5"
+    if path.is_file() and _measure(path)["sha256"] in _accepted(name, entry):
+        return path
+    path = _hub_cached(entry["hub"]) if "hub" in entry else None
+    if path and _agrees(_measure(path), entry["hub"]):
+        return path
+    return None
+
+
+def _accepted(name, entry):
+    """The hashes that `name`.h5 in our cache may have."""
+    accepted = {entry["hub"]["sha256"]} if "hub" in entry else set()
+    record = _record(name)
+    if record and (
+        not record["source"] or _agrees(record["source"], _published(entry))
+    ):
+        accepted.add(record["sha256"])
+    return accepted
+
+
+def _hub_cached(hub):
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(**_hub_file(hub), local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
+
+
+def _record(name):
+    """What was recorded of `name`.h5, `{"sha256", "bytes", "source"}`, or None.
+
+    `source` holds the URL, length and hashes of the caffemodel; it is None if somebody
+    put the HDF5 file there and trusted it.
+    """
+    try:
+        record = json.loads((cache_folder() / f"{name}.json").read_bytes())
+        return {key: record[key] for key in ("sha256", "bytes", "source")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _published(entry):
+    """The length and hashes that the manifest states of the caffemodel, if any hash."""
+    source = entry.get("caffemodel", {})
+    stated = {key: source[key] for key in ("bytes", *DIGESTS) if key in source}
+    return {} if set(stated) <= {"bytes"} else stated
+
+
+def _left_by_hand(name, entry, trust):
+    """`name`.h5 that somebody put there and trusts; removes one that we had ported."""
+    path = cache_folder() / f"{name}.h5"
+    if not os.path.lexists(path):
+        return None
+    record = _record(name)
+    recorded = path.with_suffix(".json").exists()
+    if not path.is_file() or (recorded and (record is None or record["source"])):
+        logger.warning("%s is not what was written there: it is removed", path)
+        _discard(path)
+        return None
+    if recorded or "hub" in entry:
+        raise ValueError(_mismatch(path, _measure(path), record or entry["hub"]))
+    if not trust:
+        raise ValueError(_trust_needed(name, entry, path))
+    _keep_record(name, _measure(path), source=None)
+    return path
+
+
+# The Hub
+
+
+def _from_hub(name, entry):
+    from huggingface_hub import constants, hf_hub_url
+
+    hub, root = entry["hub"], Path(constants.HF_HUB_CACHE)
+    url = hf_hub_url(**_hub_file(hub))
+    _check_online()
+    _check_hub_url(url)
+    blobs = root / f"models--{hub['repo'].replace('/', '--')}" / "blobs"
+    _sweep(blobs, "*.incomplete")
+    check_space(root, hub["bytes"])
+    return _verified(lambda: _download_from_hub(hub, url), hub, url, root)[0]
+
+
+def _download_from_hub(hub, url):
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download
+
+    reached = False
+
+    def attempt():
+        nonlocal reached
+        try:
+            timeout = constants.HF_HUB_ETAG_TIMEOUT
+            metadata = get_hf_file_metadata(url, timeout=timeout)
+            reached = True
+            _check_metadata(metadata, hub, url)
+            return Path(hf_hub_download(**_hub_file(hub), etag_timeout=timeout))
+        except (OSError, RuntimeError, errors.HTTPError) as error:
+            raise _hub_error(error, hub, url, reached) from error
+
+    return retry(attempt)
+
+
+def _check_metadata(metadata, hub, url):
+    # The client uses the ETag as a path and does not compare the commit.
+    if not metadata.etag or not ETAG.fullmatch(metadata.etag):
+        raise ValueError(f"{url} has the ETag {metadata.etag!r}, expected a hash.")
+    if metadata.commit_hash != hub["revision"]:
+        raise ValueError(
+            f"{url} is of commit {metadata.commit_hash!r}, expected {hub['revision']}."
+        )
+    _check_hub_url(metadata.location)
+
+
+def _check_hub_url(url):
+    check_url(url)
+    parts = urlsplit(url)
+    loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if parts.scheme != "https" and not loopback:
+        raise ValueError(f"{url} is refused: the Hub is asked over https:// only.")
+
+
+def _hub_error(error, hub, url, reached):
+    """The client's exception as one of ours."""
+    from huggingface_hub import constants
+
+    if isinstance(error, FileNotFoundError) and error.__cause__:
+        error = error.__cause__  # "check your connection", of any cause
+    response = getattr(error, "response", None)
+    if response is not None:
+        return status_error(response.status_code, url, response.headers)
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(Path(constants.HF_HUB_CACHE), hub["bytes"])
+    if number is not None:
+        return OSError(f"{error}: set HF_HOME to a folder that can be written.")
+    kind = type(error).__name__
+    return DownloadError(
+        f"{url} failed: {kind} {error}", again=kind not in FINAL, reached=reached
+    )
+
+
+def _hub_file(hub):
+    return dict(repo_id=hub["repo"], filename=hub["file"], revision=hub["revision"])
+
+
+# The first host
+
+
+def _from_first_host(name, entry, port, exclusive, trust):
+    url, record, folder = entry["caffemodel"]["url"], _record(name), cache_folder()
+    expected = _published(entry) or (record and record["source"]) or {}
+    by_hand = folder / _file_name(url)
+    if not by_hand.is_file():
+        _check_online()
+    if not expected and not trust:
+        raise ValueError(_trust_needed(name, entry, by_hand))
+    if by_hand.is_file():
+        found = _measure(by_hand, DIGESTS)
+        if not _agrees(found, expected):
+            raise ValueError(_mismatch(by_hand, found, expected))
+        return _ported(name, by_hand, {"url": url, **found}, port)
+    # Where locks do nothing, nobody may touch the part of another process.
+    part = folder / f"{name}.keras_fcn{'' if exclusive else _token()}.part"
+    _sweep(folder, "*.keras_fcn.*", keep=part.name)
+
+    def get():
+        download(url, part, copies=2)  # the other one is the port
+        return part
+
+    keep = exclusive  # the next call goes on where an interruption stopped this one
+    try:
+        _, found = _verified(get, expected, url, folder)
+        path = _ported(name, part, {"url": url, **found}, port)
+        keep = False  # hash and port are recorded, and half a gigabyte is much
+        return path
+    except ValueError:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            forget(part)
+
+
+def _ported(name, original, source, port):
+    """Ports `original`, and records what it was and what became of it."""
+    path = cache_folder() / f"{name}.h5"
+    output = path.with_name(f"{name}.keras_fcn{_token()}.h5")
+    try:
+        port(original, output)
+        # The record first: a file without one would count as put there by hand.
+        _keep_record(name, _measure(output), source)
+        _move(output, path)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} cannot be ported from {source['url']} ({_facts(source)}): {error}"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path.parent, source["bytes"]) from error
+        raise
+    finally:
+        output.unlink(missing_ok=True)
+    return path
+
+
+def _keep_record(name, found, source):
+    path = cache_folder() / f"{name}.json"
+    temporary = path.with_name(f"{name}.keras_fcn{_token()}.json")
+    temporary.write_text(json.dumps({**found, "source": source}, indent=1))
+    _move(temporary, path)
+
+
+# Files
+
+
+def _verified(get, expected, url, root):
+    """`get`'s file and its facts; a wrong one is removed and fetched once more."""
+    for _ in range(2):
+        path = get()
+        found = _measure(path, DIGESTS)
+        if _agrees(found, expected):
+            return path, found
+        _discard(path, root)
+    raise ValueError(_mismatch(url, found, expected))
+
+
+def _measure(path, digests=DIGESTS[:1]):
+    """Length and hashes of a regular file; nothing of anything else."""
+    if not path.is_file():  # a FIFO would keep us waiting
+        return {}
+    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in digests}
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            for value in hashes.values():
+                value.update(block)
+        length = file.tell()
+    return {"bytes": length} | {kind: h.hexdigest() for kind, h in hashes.items()}
+
+
+def _agrees(found, expected):
+    stated = [key for key in ("bytes", *DIGESTS) if key in expected]
+    return all(found.get(key) == expected[key] for key in stated)
+
+
+def _discard(path, root=None):
+    """Removes `path` and what its links lead to inside `root`, nothing outside."""
+    while path:
+        target = path.parent / os.readlink(path) if path.is_symlink() else None
+        if path.is_dir() and not target:
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        target = Path(os.path.normpath(target)) if target else None
+        path = target if target and root and target.is_relative_to(root) else None
+
+
+def _move(temporary, path):
+    """Makes `temporary` visible as `path`, whole, whatever happens."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if fcntl:  # only there can a folder be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def _sweep(folder, pattern, keep="/"):
+    """Removes what transfers that were killed have left behind."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            old = time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
+            if old and not path.name.startswith(keep):
+                path.unlink()
+
+
+def _token():
+    return f".{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def _lock(name, entry):
+    """Holds off other fetches of `name`; yields False where locks do nothing."""
+    if "hub" in entry:
+        from huggingface_hub import constants
+
+        folder, variable = Path(constants.HF_HUB_CACHE) / ".locks", "HF_HOME"
+    else:
+        folder, variable = cache_folder(), "KERAS_FCN_CACHE"
+    path = folder / f"{name}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission to write", str(folder))
+        file, rival = path.open("a"), path.open("a")
+    except OSError as error:
+        raise OSError(
+            f"{name} is not in the cache, which cannot be written: {error}. Set "
+            f"{variable} to a folder that can."
+        ) from error
+    with file, rival:
+        yield _excludes(file, rival, name)
+
+
+def _excludes(file, rival, name):
+    """Locks `file`; whether that means anything shows in `rival`, the same file."""
+    if not fcntl:
+        return False
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process to fetch {name}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
+
+
+# Names and words
+
+
+def _check_names(name, entry):
+    """Raises `ValueError` for a name that could lead out of the cache."""
+    names = [("checkpoint", CHECKPOINT_NAME, name)]
+    if "hub" in entry:
+        hub = entry["hub"]
+        names += [
+            ("repository", REPOSITORY, hub["repo"]),
+            ("revision", REVISION, hub["revision"]),
+            ("file", FILE_NAME, hub["file"]),
+        ]
+    if "caffemodel" in entry:
+        check_url(entry["caffemodel"]["url"])
+        names.append(("file", FILE_NAME, _file_name(entry["caffemodel"]["url"])))
+    if len(names) == 1:
+        raise ValueError(f"{name} has neither `hub` nor `caffemodel` in the manifest.")
+    for kind, pattern, text in names:
+        if not pattern.fullmatch(text):
+            raise ValueError(
+                f"{text!r} is no {kind} name: expected {pattern.pattern}. Correct the "
+                f"manifest's entry of {name!r}."
+            )
+
+
+def _file_name(url):
+    return urlsplit(url).path.rsplit("/", 1)[-1]
+
+
+def _check_online():
+    for variable in ("KERAS_FCN_OFFLINE", "HF_HUB_OFFLINE"):
+        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise DownloadError(f"{variable} forbids any request")
+
+
+def _facts(facts):
+    words = [f"{facts['bytes']:,} bytes"] if "bytes" in facts else []
+    words += [f"{kind} {facts[kind]}" for kind in DIGESTS if kind in facts]
+    return ", ".join(words)
+
+
+def _mismatch(what, found, expected):
+    return (
+        f"{what} has {_facts(found)}; expected {_facts(expected)}. It is another file, a "
+        "damaged one or a web page."
+    )
+
+
+def _trust_needed(name, entry, path):
+    return (
+        f"{name}: nobody has published a hash of {entry['caffemodel']['url']}.\n"
+        f"If you trust that host and the way to it: keras-fcn fetch {name} "
+        "--trust-first-download; its hash is kept and holds from then on.\n"
+        f"Or put a file that you trust at {path} and run the same command."
+    )
+
+
+def _by_hand(name, entry):
+    """What to do where there is no network."""
+    if "hub" in entry:
+        from huggingface_hub import hf_hub_url
+
+        url, facts = hf_hub_url(**_hub_file(entry["hub"])), entry["hub"]
+        path = cache_folder() / f"{name}.h5"
+    else:
+        url, facts = entry["caffemodel"]["url"], entry["caffemodel"]
+        path = cache_folder() / _file_name(url)
+    text = f"By hand: put {url} ({_facts(facts)}) at {path} and try again."
+    if "caffemodel" not in entry:
+        return text
+    file = _file_name(entry["caffemodel"]["url"])
+    return (
+        f"{text}\nFrom the original file: python tools/convert_caffe.py {file} "
+        f"--checkpoint {name} --output {name}.h5"
+    )

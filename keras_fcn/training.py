@@ -1,0 +1,168 @@
+"""Recipes: losses and optimizers for `model.compile`, then plain `model.fit`."""
+
+import io
+import pathlib
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_fcn.labels import VOID
+from keras_fcn.metrics import SegmentationScores
+from keras_fcn.weights import write_bytes
+
+
+@keras.saving.register_keras_serializable("keras_fcn")
+class WeightedCrossentropy(keras.losses.Loss):
+    """The mean cross-entropy over the pixels of a batch, weighted by their classes.
+
+    Args:
+        weights: One number per class; all 1 if None.
+        void: The label to ignore. A batch of nothing else has loss 0.
+        name: Of the loss.
+    """
+
+    def __init__(self, weights=None, void=VOID, name="weighted_crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)  # Keras' own reduction and dtype
+        self.weights = None if weights is None else [float(w) for w in weights]
+        self.void = void
+
+    def call(self, y_true, y_pred):
+        """Returns the loss, a scalar.
+
+        Args:
+            y_true: (batch, height, width) labels.
+            y_pred: (batch, height, width, classes) logits.
+        """
+        truth = ops.cast(y_true, "int32")
+        counts = truth != self.void
+        truth = ops.where(counts, truth, 0)
+        weight = ops.cast(counts, y_pred.dtype)
+        if self.weights is not None:
+            table = ops.convert_to_tensor(self.weights, y_pred.dtype)
+            weight = weight * ops.take(table, truth)
+        loss = ops.sparse_categorical_crossentropy(truth, y_pred, from_logits=True)
+        return ops.sum(weight * loss) / ops.maximum(ops.sum(weight), 1e-6)
+
+    def get_config(self):
+        """Returns what rebuilds the loss."""
+        return {**super().get_config(), "weights": self.weights, "void": self.void}
+
+
+def balanced_weights(counts, power=0.5):
+    """Returns class weights (median / count) ^ power, 0 for classes without pixels.
+
+    Args:
+        counts: Pixels of each class in the training set.
+        power: 1 is median frequency balancing (Eigen & Fergus, 2015, section 6.3.2),
+            0.5 its square root, 0 none.
+    """
+    counts = np.asarray(counts, "float64")
+    present = counts > 0
+    weights = np.zeros(len(counts))
+    weights[present] = (np.median(counts[present]) / counts[present]) ** power
+    return weights.tolist()
+
+
+def compile_modern(
+    model,
+    steps,
+    *,
+    learning_rate=6e-4,
+    weight_decay=0.05,
+    class_weights=None,
+    averaging=0.998,
+    scores=("pixel_accuracy", "mean_iou"),
+):
+    """Compiles a net for people's own data: AdamW, warm-up, cosine decay, averaging.
+
+    Args:
+        model: A net with one output.
+        steps: Batches that the whole training will see.
+        learning_rate: Its peak, after a twentieth of the steps.
+        weight_decay: Of AdamW; biases have none.
+        class_weights: One number per class, as `balanced_weights` gives; or None.
+        averaging: Momentum of the average of the weights that `fit` leaves in the
+            model at its end; None for none.
+        scores: To follow, as in `SegmentationScores`.
+    """
+    warmup = max(1, steps // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / warmup,
+        max(1, steps - warmup),
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
+    )
+    optimizer = keras.optimizers.AdamW(
+        schedule,
+        weight_decay=weight_decay,
+        global_clipnorm=1.0,  # nets without normalisation: one bad batch is enough
+        use_ema=averaging is not None,
+        ema_momentum=averaging or 0.0,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    classes = model.output_shape[-1]
+    model.compile(
+        optimizer,
+        WeightedCrossentropy(class_weights),
+        metrics=[SegmentationScores(classes, score) for score in scores],
+    )
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Writes the whole state of a training to one file, each time an epoch ends.
+
+    Weights, optimizer, seeds of Dropout and the epoch: what `restore` needs so that
+    the training goes on as if it had never stopped. The file is replaced in one move.
+
+    Args:
+        path: The .npz file.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = pathlib.Path(path)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the state after `epoch`."""
+        variables = _state(self.model)
+        arrays = {str(i): ops.convert_to_numpy(v) for i, v in enumerate(variables)}
+        buffer = io.BytesIO()
+        np.savez(buffer, epoch=epoch + 1, **arrays)
+        write_bytes(self.path, buffer.getbuffer())
+
+
+def restore(model, path):
+    """Puts a compiled model back to where `Snapshots` saw it last.
+
+    Args:
+        model: The model, built and compiled as it was then.
+        path: The .npz file.
+
+    Returns:
+        The number of epochs that it has been trained for, for `fit(initial_epoch=)`.
+
+    Raises:
+        ValueError: If the file is of another model or optimizer; nothing is changed.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    variables = _state(model)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    epoch = int(arrays.pop("epoch"))
+    shapes = [tuple(v.shape) for v in variables]
+    if [arrays[str(i)].shape for i in range(len(arrays))] != shapes:
+        raise ValueError(
+            f"{path} is of another net or optimizer; expected {len(shapes)} arrays of "
+            "this one's shapes. Pass the options of the first run, or start anew."
+        )
+    for i, variable in enumerate(variables):
+        variable.assign(arrays[str(i)])
+    return epoch
+
+
+def _state(model):
+    # Not `model.variables`: those of its metrics come into being with the first batch.
+    layers = [v for layer in model.layers for v in layer.variables]
+    return [*layers, *model.optimizer.variables]
