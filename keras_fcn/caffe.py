@@ -96,7 +96,7 @@ class Layer(NamedTuple):
     blobs: list[np.ndarray]
 
 
-def read_caffemodel(path):
+def read_caffemodel(path) -> dict[str, Layer]:
     """Reads the layers of a .caffemodel and their weights, in the order of the file.
 
     Both formats are read: `layer` (V2) and `layers` (V1, before February 2015). Of two
@@ -125,8 +125,7 @@ def read_caffemodel(path):
             f"{MAX_BYTES:,}. Fetch the file again."
         )
     with open(path, "rb") as file:
-        remedy = _remedy(file.read(64))
-        with _naming(path, remedy):
+        with _naming(path, _remedy(file.read(64))):
             return _read_net(_Walk(file), size)
 
 
@@ -150,8 +149,8 @@ def modernize(layer):
         if len(shape) == 4:
             if math.prod(shape[:-rank]) != 1:
                 raise ValueError(
-                    f"Blob {i} of the {layer.type} layer has the shape {shape}; expected "
-                    f"{rank} dims, or ones before them. Fetch the file again."
+                    f"Blob {i} of the {layer.type} layer has the shape {shape}; "
+                    f"expected {rank} dims, or ones before them. Fetch the file again."
                 )
             blobs[i] = blobs[i].reshape(shape[-rank:])
     return Layer(layer.type, blobs)
@@ -167,25 +166,26 @@ def to_keras(blob, shape):
 
     Args:
         blob: An array in Caffe's layout, with leading ones or without.
-        shape: Of the Keras weight: (height, width, in, out) or (n,).
+        shape: Of the Keras weight: (height, width, in, out), for a Conv2DTranspose
+            (height, width, out, in), or (n,).
 
     Raises:
         ValueError: If the blob is of another shape.
     """
-    shape = tuple(shape)
+    kernel = shape = tuple(shape)
+    accepted = [shape]
     if len(shape) == 4:
         height, width, inputs, outputs = shape
         kernel = (outputs, inputs, height, width)
         accepted = [kernel, (outputs, inputs * height * width)]
-    else:
-        kernel, accepted = shape, [shape]
     if len(shape) not in (1, 4) or _bare(blob.shape) not in map(_bare, accepted):
         raise ValueError(
-            f"A blob of shape {blob.shape} does not fill a Keras weight of shape {shape}; "
-            f"expected {' or '.join(map(str, accepted))}. Build the net that the file is "
-            "for."
+            f"A blob of shape {blob.shape} does not fill a Keras weight of shape "
+            f"{shape}; expected {' or '.join(map(str, accepted))}. Build the net that "
+            "the file is for."
         )
-    return blob.reshape(kernel).transpose((2, 3, 1, 0) if len(shape) == 4 else (0,))
+    blob = blob.reshape(kernel)
+    return blob.transpose(2, 3, 1, 0) if len(shape) == 4 else blob
 
 
 def _bare(shape):
@@ -215,8 +215,8 @@ def _read_net(walk, size):
     v1, v2 = located["layers"], located["layer"]
     if v1 and v2:
         raise ValueError(
-            f"holds {len(v1)} layers of before 2015 and {len(v2)} of after; expected "
-            "one format."
+            f"holds {len(v1)} layers in the format V1 and {len(v2)} in V2; expected "
+            "one of them."
         )
     if len(v1 + v2) > MAX_LAYERS:
         raise ValueError(f"holds {len(v1 + v2):,} layers; expected {MAX_LAYERS:,}.")
@@ -237,8 +237,8 @@ def _read_layer(walk, kind, start, stop):
     small, located = walk.message(kind, start, stop)
     if located.get("layer"):
         raise ValueError(
-            "is in the format of before 2014; expected a newer one. Convert the file "
-            "with Caffe's upgrade_net_proto_binary."
+            "is in Caffe's first format (V0); expected V1 or V2. Convert the file with "
+            "Caffe's upgrade_net_proto_binary."
         )
     name, kind = small.name.decode(), small.type
     if isinstance(kind, bytes):
@@ -278,17 +278,19 @@ def _read_blob(walk, start, stop):
     shape = _shape(small)
     if math.prod(shape) != count:
         raise ValueError(
-            f"has {count:,} numbers; expected {math.prod(shape):,} for its shape {shape}."
+            f"has {count:,} numbers; expected {math.prod(shape):,} for the shape "
+            f"{shape}."
         )
     array = walk.read(floats + doubles, np.empty(count, dtype))
-    with np.errstate(invalid="ignore"):  # a signalling NaN is refused here all the same
+    with np.errstate(invalid="ignore", over="ignore"):  # refused below, in a sentence
+        array = array.astype(np.float32, copy=False).reshape(shape)
         low, high = array.min(), array.max()
     if not (-MAX_MAGNITUDE < low and high < MAX_MAGNITUDE):
         raise ValueError(
             "holds a number that is not finite or beyond "
             f"{MAX_MAGNITUDE:g}; expected trained weights."
         )
-    return array.astype(np.float32, copy=False).reshape(shape)
+    return array
 
 
 def _shape(blob):
@@ -307,7 +309,7 @@ def _shape(blob):
 
 
 class _Walk:
-    """Finds the fields of the messages of a file, and reads no more than is asked for.
+    """Finds the fields of a file's messages, and reads no more than is asked for.
 
     Args:
         file: The open file.
@@ -318,7 +320,7 @@ class _Walk:
         self.fields_left = MAX_FIELDS
 
     def message(self, kind, start, stop):
-        """Returns a message of the small fields, and `{large field: [(start, stop)]}`."""
+        """Returns the small fields, as a message, and `{large: [(start, stop)]}`."""
         schema = _SCHEMA[kind].items()
         located = {name: [] for name, (_, type) in schema if type in _LARGE}
         numbers = {number: (name, type) for name, (number, type) in schema}
@@ -327,7 +329,7 @@ class _Walk:
             name, type = numbers.get(number, ("", "unknown"))
             if wire in _LARGE.get(type, ()):
                 located[name].append((value, end))
-            elif name and name not in located:
+            elif name:
                 if len(small) + end - begin > MAX_SMALL:
                     raise ValueError(
                         f"has {len(small) + end - begin:,} bytes or more of names and "
@@ -383,7 +385,7 @@ class _Walk:
 
 
 def _varint(data, start):
-    """Returns the number at `start`, 7 bits a byte from the lowest, and where it ends."""
+    """Returns the number at `start`, lowest 7 bits first, and where it ends."""
     value = 0
     for i, byte in enumerate(data[start : start + 10]):
         value |= (byte & 127) << 7 * i

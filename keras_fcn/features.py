@@ -143,9 +143,7 @@ def crop_like(x, onto, *, name):
     """Returns `x` from the cell that lies on the first cell of `onto`, and as large."""
     offset = x.grid.offset(onto.grid)
     layer = CropLike(offset, dtype=_full_precision(), name=name)
-    return x._replace(
-        tensor=layer([x.tensor, onto.tensor]), grid=x.grid.crop(offset)
-    )
+    return x._replace(tensor=layer([x.tensor, onto.tensor]), grid=x.grid.crop(offset))
 
 
 def _merge(layer, xs):

@@ -49,9 +49,9 @@ logger = logging.getLogger("keras_fcn")
 def fetch(name, entry, port, *, trust_first_download=False):
     """Finds or fetches the HDF5 weight file of a checkpoint, and verifies it.
 
-    The file comes from the cache; else from the Hub, if `entry` has `hub`; else from the
-    host in `entry["caffemodel"]`, ported here once. A drip of bytes from the Hub cannot
-    be stopped; one from the first host is.
+    The file comes from the cache; else from the Hub, if `entry` has `hub`; else from
+    the host in `entry["caffemodel"]`, ported here once. A host that only drips is given
+    up; the Hub's client waits for it as long as it drips.
 
     Args:
         name: Checkpoint, such as `"vgg16-8s-voc"`.
@@ -127,12 +127,10 @@ def _accepted(name, entry):
 
 
 def _hub_cached(hub):
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import try_to_load_from_cache  # any other call may telephone
 
-    try:
-        return Path(hf_hub_download(**_hub_file(hub), local_files_only=True))
-    except errors.LocalEntryNotFoundError:
-        return None
+    path = try_to_load_from_cache(hub["repo"], hub["file"], revision=hub["revision"])
+    return Path(path) if isinstance(path, str) else None
 
 
 def _record(name):
@@ -142,7 +140,8 @@ def _record(name):
     put the HDF5 file there and trusted it.
     """
     try:
-        record = json.loads((cache_folder() / f"{name}.json").read_bytes())
+        path = cache_folder() / f"{name}.json"
+        record = json.loads(path.read_bytes()) if path.is_file() else None
         return {key: record[key] for key in ("sha256", "bytes", "source")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -161,7 +160,7 @@ def _left_by_hand(name, entry, trust):
     if not os.path.lexists(path):
         return None
     record = _record(name)
-    recorded = path.with_suffix(".json").exists()
+    recorded = os.path.lexists(path.with_suffix(".json"))
     if not path.is_file() or (recorded and (record is None or record["source"])):
         logger.warning("%s is not what was written there: it is removed", path)
         _discard(path)
@@ -169,8 +168,10 @@ def _left_by_hand(name, entry, trust):
     if recorded or "hub" in entry:
         raise ValueError(_mismatch(path, _measure(path), record or entry["hub"]))
     if not trust:
-        raise ValueError(_trust_needed(name, entry, path))
-    _keep_record(name, _measure(path), source=None)
+        raise ValueError(_trust_needed(name, entry["caffemodel"]["url"], path))
+    found = _measure(path)
+    logger.warning("%s is trusted from now on: %s", path, _facts(found))
+    _keep_record(name, found, source=None)
     return path
 
 
@@ -262,25 +263,16 @@ def _from_first_host(name, entry, port, exclusive, trust):
     if not by_hand.is_file():
         _check_online()
     if not expected and not trust:
-        raise ValueError(_trust_needed(name, entry, by_hand))
-    if by_hand.is_file():
-        found = _measure(by_hand, DIGESTS)
-        if not _agrees(found, expected):
-            raise ValueError(_mismatch(by_hand, found, expected))
-        return _ported(name, by_hand, {"url": url, **found}, port)
+        raise ValueError(_trust_needed(name, url, by_hand))
     # Where locks do nothing, nobody may touch the part of another process.
     part = folder / f"{name}.keras_fcn{'' if exclusive else _token()}.part"
-    _sweep(folder, "*.keras_fcn.*", keep=part.name)
-
-    def get():
-        download(url, part, copies=2)  # the other one is the port
-        return part
-
     keep = exclusive  # the next call goes on where an interruption stopped this one
     try:
-        _, found = _verified(get, expected, url, folder)
-        path = _ported(name, part, {"url": url, **found}, port)
-        keep = False  # hash and port are recorded, and half a gigabyte is much
+        original, found = _original(url, by_hand, part, expected)
+        path = _ported(name, original, {"url": url, **found}, port)
+        if not expected:
+            logger.warning("%s is trusted from now on: %s", url, _facts(found))
+        keep = False  # the hash is recorded, and half a gigabyte is much to keep
         return path
     except ValueError:
         keep = False
@@ -288,6 +280,22 @@ def _from_first_host(name, entry, port, exclusive, trust):
     finally:
         if not keep:
             forget(part)
+
+
+def _original(url, by_hand, part, expected):
+    """The verified caffemodel, put there by hand or downloaded, and its facts."""
+    if by_hand.is_file():
+        found = _measure(by_hand, DIGESTS)
+        if not _agrees(found, expected):
+            raise ValueError(_mismatch(by_hand, found, expected))
+        return by_hand, found
+
+    def get():
+        download(url, part, copies=2)  # the other one is the port
+        return part
+
+    _sweep(part.parent, "*.keras_fcn.*", keep=part.name)
+    return _verified(get, expected, url, part.parent)
 
 
 def _ported(name, original, source, port):
@@ -473,14 +481,14 @@ def _facts(facts):
 
 def _mismatch(what, found, expected):
     return (
-        f"{what} has {_facts(found)}; expected {_facts(expected)}. It is another file, a "
-        "damaged one or a web page."
+        f"{what} has {_facts(found) or 'no content'}; expected {_facts(expected)}. "
+        "It is another file, a damaged one or a web page."
     )
 
 
-def _trust_needed(name, entry, path):
+def _trust_needed(name, url, path):
     return (
-        f"{name}: nobody has published a hash of {entry['caffemodel']['url']}.\n"
+        f"{name}: nobody has published a hash of {url}.\n"
         f"If you trust that host and the way to it: keras-fcn fetch {name} "
         "--trust-first-download; its hash is kept and holds from then on.\n"
         f"Or put a file that you trust at {path} and run the same command."

@@ -206,7 +206,9 @@ class Preprocess(keras.layers.Layer):
 
     def __init__(self, channels, mean, **kwargs):  # Keras' own name and dtype
         super().__init__(**kwargs)
-        if len(channels) != len(mean) or sorted(channels) != sorted("RGBD"[: len(mean)]):
+        if len(channels) != len(mean) or sorted(channels) != sorted(
+            "RGBD"[: len(mean)]
+        ):
             raise ValueError(
                 f"Preprocessing with channels {channels!r} and mean {mean!r} was asked "
                 'for; expected the letters RGB or RGBD in some order, such as "BGR", '

@@ -7,7 +7,9 @@ import hashlib
 import pathlib
 import tomllib
 
-from keras_fcn.labels import LABEL_SETS
+import numpy as np
+
+from keras_fcn.labels import LABEL_SETS, LabelSet, voc_colormap
 
 _HERE = pathlib.Path(__file__).parent
 
@@ -74,12 +76,30 @@ def num_classes(entry):
     """
     if "num_classes" in entry.get("model", {}):
         return entry["model"]["num_classes"]
+    classes = {head: len(known.names) for head, known in label_sets(entry).items()}
+    return classes.get("", classes or None)
+
+
+def label_sets(entry):
+    """Returns the classes of a checkpoint by head: `{"": LabelSet}` for a single one.
+
+    Args:
+        entry: A dict as `checkpoint_info` returns it, or a file's own.
+
+    Returns:
+        `{head: LabelSet}`, empty if the entry does not name its classes. Classes
+        without colours get those of the VOC colour map.
+    """
     labels = entry.get("labels")
+    if labels is None:
+        return {}
     if isinstance(labels, str):
-        return len(LABEL_SETS[labels].names)
-    if labels and "names" not in labels:
-        return {head: len(LABEL_SETS[name].names) for head, name in labels.items()}
-    return len(labels["names"]) if labels else None
+        return {"": LABEL_SETS[labels]}
+    if "names" in labels:
+        names = tuple(labels["names"])
+        palette = labels.get("palette", voc_colormap(len(names)))
+        return {"": LabelSet(names, np.asarray(palette, "uint8"))}
+    return {head: LABEL_SETS[name] for head, name in labels.items()}
 
 
 def locate(name, entry):

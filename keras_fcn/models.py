@@ -41,10 +41,10 @@ CLASSIFIERS = {
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint says of itself, and the file of its weights."""
+    """What a checkpoint says of itself, and the file of its weights, if any."""
 
     entry: dict
-    path: str
+    path: str | None
 
 
 # First layer, widest layer, and the filters of that one at width 1.
@@ -132,9 +132,7 @@ def decode(
     Returns:
         A `Feature`: (batch, height, width, num_classes), logits.
     """
-    scores = score_taps(
-        taps, num_classes, stride, skip_scales=skip_scales, head=head
-    )
+    scores = score_taps(taps, num_classes, stride, skip_scales=skip_scales, head=head)
     return fuse(scores, image, upsampling=upsampling, head=head)
 
 
@@ -307,8 +305,6 @@ def classifier(
     return _fill(model, checkpoint)
 
 
-
-
 BUILDERS = {"fcn": fcn, "late_fusion": late_fusion, "classifier": classifier}
 
 
@@ -330,9 +326,26 @@ def load_checkpoint(name, *, weights=None):
     entry = checkpoint_entry(name)
     if weights is None:
         weights = name if is_path(name) else manifest.locate(name, entry)
+    return build(entry, weights)
+
+
+def build(entry, weights=None):
+    """Builds the net that an entry describes.
+
+    Args:
+        entry: As `checkpoint_entry` returns it; only `model` must be there.
+        weights: The path of an .h5 file; all weights are zero without it.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: If the file does not fit.
+        OSError: If it cannot be read.
+    """
     arguments = dict(entry["model"])
-    build = BUILDERS[arguments.pop("builder", "fcn")]
-    return build(**arguments, weights=Checkpoint(entry, weights))
+    builder = BUILDERS[arguments.pop("builder", "fcn")]
+    return builder(**arguments, weights=Checkpoint(entry, weights))
 
 
 def checkpoint_entry(name):
@@ -484,7 +497,7 @@ def _preprocess(x, data, name):
 
 
 def _fill(model, checkpoint):
-    if checkpoint:
+    if checkpoint and checkpoint.path:
         weight_files.load(model, checkpoint.path)
     return model
 

@@ -132,6 +132,61 @@ class Snapshots(keras.callbacks.Callback):
         write_bytes(self.path, buffer.getbuffer())
 
 
+class ProgressBar(keras.callbacks.Callback):
+    """Shows where a training is, with the last epoch's numbers, on one line.
+
+    Where the output is no terminal it prints one line an epoch instead.
+
+    Args:
+        console: A `rich.console.Console`; standard error if None.
+    """
+
+    def __init__(self, console=None):
+        super().__init__()
+        from rich.console import Console
+
+        self.console = console or Console(stderr=True)
+
+    def on_train_begin(self, logs=None):
+        """Opens the bar."""
+        from rich import progress
+
+        self.bar = progress.Progress(
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            "left",
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("Training", total=None)
+        self.bar.start()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Counts on from the batches of the epochs before."""
+        steps = self.params["steps"]
+        total = (self.params["epochs"]) * steps
+        name = f"Epoch {epoch + 1} of {self.params['epochs']}"
+        self.bar.update(
+            self.task, total=total, completed=epoch * steps, description=name
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar."""
+        self.bar.advance(self.task)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Prints the epoch's numbers above the bar."""
+        numbers = "  ".join(f"{k} {float(v):.4f}" for k, v in (logs or {}).items())
+        self.console.print(f"epoch {epoch + 1:3}  {numbers}", highlight=False, soft_wrap=True)
+
+    def on_train_end(self, logs=None):
+        """Closes the bar."""
+        self.bar.stop()
+
+
 def restore(model, path):
     """Puts a compiled model back to where `Snapshots` saw it last.
 

@@ -81,7 +81,8 @@ class Request(http.server.BaseHTTPRequestHandler):
     def facts(self, body):
         """The headers of a sound answer."""
         if self.server.hub:
-            return {"X-Repo-Commit": REVISION, "ETag": f'"{sha256(body)}"'}
+            revision = self.path.split("/resolve/")[-1].split("/")[0]
+            return {"X-Repo-Commit": revision, "ETag": f'"{sha256(body)}"'}
         return {"ETag": f'"{sha256(body)[:16]}"'}
 
     def send(
@@ -184,22 +185,27 @@ class Children:
     """Processes that call `fetch`, forked from one that has imported it already.
 
     A job is a dict: `name`, `entry` and `trust` for `fetch`; `cache` and `hub_cache`
-    folders; `environment` variables; `port`, the name of a function here; and what to
-    take away: `locks`, `links`, `network`, `waits` (False each), `tmpfs` {folder: bytes},
-    `readonly` [folders], `user` to become.
+    folders; `environment` variables; `port`, the name of a function here; whether the
+    Hub's client may send `telemetry`; and what to take away: `locks`, `links`,
+    `network`, `waits` (False each), `tmpfs` {folder: bytes}, `readonly` [folders],
+    `user` to become.
     """
 
     def __init__(self, hub_url):
-        variables = {"HF_ENDPOINT": hub_url, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self._results = tempfile.TemporaryDirectory()
+        variables = {
+            "HF_ENDPOINT": hub_url,
+            "HF_HOME": self._results.name,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | variables | {"HF_HUB_DISABLE_TELEMETRY": "1"},
+            env=os.environ | variables,
             text=True,
         )
-        self._results = tempfile.TemporaryDirectory()
         self._ask({})
 
     def _ask(self, command):
@@ -235,8 +241,10 @@ class Children:
 
 def _serve_forks():
     hub = import_alone("hub")
-    import huggingface_hub.errors  # noqa: F401
+    # All that fetch needs: the children may be unable to read the installation.
+    from huggingface_hub import errors, file_download  # noqa: F401
 
+    "localhost".encode("idna")
     for line in sys.stdin:
         command = json.loads(line)
         answer = None
@@ -245,13 +253,16 @@ def _serve_forks():
         elif "job" in command:
             answer = os.fork()
             if answer == 0:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-                result = _run(hub, **command["job"])
-                pathlib.Path(command["results"], str(os.getpid())).write_text(
-                    json.dumps(result)
-                )
-                os._exit(0)
+                _child(hub, command["results"], command["job"])
         print(json.dumps(answer), flush=True)
+
+
+def _child(hub, results, job):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.dup2(2, 1)  # the parent listens to the other one
+    with open(pathlib.Path(results, str(os.getpid())), "w") as file:
+        json.dump(_run(hub, **job), file)
+    os._exit(0)
 
 
 def import_alone(module):
@@ -275,8 +286,9 @@ def _run(hub, name, entry, cache, hub_cache, **options):
             trust_first_download=options.get("trust", False),
         )
         result = {"path": str(path), "sha256": sha256(path.read_bytes())}
-    except (OSError, ValueError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
+    except Exception as error:  # whatever it is, the parent is told
+        kinds = [OSError, ValueError, type(error)]
+        kind = next(kind for kind in kinds if isinstance(error, kind))
         result = {"error": kind.__name__, "message": str(error)}
     files = [p for p in pathlib.Path(cache).rglob("*") if p.is_file()]
     files += [p for p in pathlib.Path(hub_cache).rglob("*") if p.is_file()]
@@ -289,6 +301,7 @@ def _take_away(hub_cache, **options):
 
     constants.HF_HUB_CACHE = hub_cache
     constants.DOWNLOAD_CHUNK_SIZE = 2**16
+    constants.HF_HUB_DISABLE_TELEMETRY = not options.get("telemetry")
     if not options.get("waits", True):
         time.sleep = lambda seconds: None
     if not options.get("locks", True):

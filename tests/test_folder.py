@@ -158,6 +158,16 @@ def test_relabelled_masks_are_checked_and_read_as_what_they_become(tmp_path):
         folder.check(pairs, 1, relabel={1: -1})
 
 
+def test_labels_are_counted_as_what_they_become(tmp_path):
+    masks = labels(4, 6, 0, 1, 2, 11), labels(3, 3, 2, 2, 7)
+    pictures = {str(i): (noise(*mask.shape), mask) for i, mask in enumerate(masks)}
+    pairs = folder.pairs(*write(tmp_path, pictures))
+    expected = np.zeros(256)
+    expected[[0, 1, 2, VOID]] = 6 + 3, 6, 6 + 6, 6
+    counts = folder.label_counts(pairs, relabel={11: VOID, 7: 0})
+    np.testing.assert_array_equal(counts, expected)
+
+
 def test_a_picture_that_lies_on_its_side_has_the_size_it_is_read_with(tmp_path):
     images, masks = write(tmp_path, {"a": (noise(4, 6), labels(6, 4, 0))}, ".jpg")
     exif = Image.Exif()
@@ -364,7 +374,8 @@ def test_every_epoch_holds_every_picture_once_in_an_order_of_its_own(tmp_path):
         for epoch in range(5)
     ]
     assert all(sorted(order) == list(range(7)) for order in orders)
-    assert len(set(orders)) == 5
+    orders.append(tuple(FolderBatches(batches.pairs, 7, seed=1).order(0).tolist()))
+    assert len(set(orders)) == 6
 
 
 def test_a_batch_depends_on_seed_epoch_and_index_only(tmp_path):
@@ -394,7 +405,7 @@ def test_a_picture_changes_from_epoch_to_epoch_whatever_its_batch(tmp_path):
 
 
 def test_order_and_augmentation_of_the_first_picture_are_drawn_apart(tmp_path):
-    batches = FolderBatches(numbered(tmp_path, 5), 5)
+    batches = FolderBatches(numbered(tmp_path, 5), 5, batch_size=5)
     drawn = []
     make = np.random.default_rng
 
@@ -405,7 +416,7 @@ def test_order_and_augmentation_of_the_first_picture_are_drawn_apart(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np.random, "default_rng", record)
         batches.batch(0, 0)
-    assert len(set(drawn)) == len(drawn) == 2
+    assert len(set(drawn)) == len(drawn) == 1 + 5
 
 
 def test_a_pass_in_another_order_is_refused(tmp_path):
@@ -577,9 +588,9 @@ OWN = palette_mask(BANDS, [*COLORS[:2], (1, 2, 3)])
         (VOC, also(OWN), "have different colours: 2."),
         (BLANK, also(BLANK, noise(6, 4)), "b.png` is 4 x 6, but its image"),
         (BLANK, also(BLANK, BLANK), "1 of 2 images are grey (L)"),
-        (BLANK, cut_short("images", 20), "images/a.png` is empty, damaged"),
+        (BLANK, cut_short("images", 20), "images/a.png` cannot be decoded"),
         (BLANK, cut_short("images", 60), "images/a.png` cannot be decoded"),
-        (BLANK, cut_short("masks", 20), "masks/a.png` is empty, damaged"),
+        (BLANK, cut_short("masks", 20), "masks/a.png` cannot be decoded"),
         (BLANK, cut_short("masks", 45), "masks/a.png` cannot be decoded"),
         (BLANK, jpeg_named_png, "a.png` is a JPEG"),
         (BLANK, lonely("images", 1), "have no mask of their name"),
@@ -594,6 +605,12 @@ def test_what_looks_wrong_is_said_in_one_warning(tmp_path, mask, fault, expected
     assert len(report["warnings"]) == 1
     assert expected in report["warnings"][0]
     assert f"warning: {report['warnings'][0]}" in folder.summary(report)
+
+
+@pytest.mark.parametrize(("mask", "name"), [(VOC, "voc"), (OWN, "other")])
+def test_a_palette_is_named_if_it_is_that_of_a_label_set(tmp_path, mask, name):
+    folders = write(tmp_path, {"a": (noise(4, 6), mask)})
+    assert folder.inspect(*folders)["palettes"] == {name: 1}
 
 
 def test_of_many_files_at_fault_the_first_are_named_and_the_others_counted(tmp_path):

@@ -200,9 +200,9 @@ def test_a_phone_jpeg_stands_upright(write):
 def test_exif_data_damaged_beside_the_orientation_do_no_harm(write):
     stored, exif = noise(4, 6, 3), oriented(6)
     exif[ExifTags.Base.Make] = "maker of cameras"
-    text, number = bytes.fromhex("010f0002"), bytes.fromhex("010f000b")
-    assert text in exif.tobytes()
-    damaged = exif.tobytes().replace(text, number)  # floats, says the type now
+    maker, width = bytes.fromhex("010f0002"), bytes.fromhex("01000002")
+    assert maker in exif.tobytes()
+    damaged = exif.tobytes().replace(maker, width)  # an image width in words
     path = write(encoded(Image.fromarray(stored), "PNG", exif=damaged))
     np.testing.assert_array_equal(read_image(path), TURNS[6](stored))
 
@@ -677,6 +677,12 @@ def test_a_legend_grows_with_its_picture():
         for side in (300, 1800)
     )
     assert large > 9 * small
+
+
+def test_a_legend_has_three_columns_at_most():
+    result = legend(np.zeros((1, 1, 3), np.uint8), ["a"] * 60, COLORS)
+    left_edges = [(result == color).all(-1).any(0).argmax() for color in COLORS]
+    assert len(set(left_edges)) == 3
 
 
 def test_a_legend_names_only_the_classes_that_are_there():

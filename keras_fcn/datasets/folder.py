@@ -28,6 +28,9 @@ MEAN_COLOR = (123, 117, 104)
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's grey
 
+# What `inspect` counts.
+OF_FILES = ("sizes", "image_modes", "mask_modes", "palettes")
+OF_LABELS = ("pixels", "masks", "colors", "drawn")
 MANY_COLORS = 1000  # no label map has more: counting them ends here
 MANY_FAULTS = 10  # files at fault that are listed one by one
 
@@ -88,6 +91,22 @@ def check(pairs, num_classes, *, relabel=None):
     if wrong:
         raise ValueError(_stray_labels(wrong, num_classes))
     return sizes
+
+
+def label_counts(pairs, *, relabel=None):
+    """Counts the pixels of each label, as class weights are made of.
+
+    Args:
+        pairs: List of (image path, mask path).
+        relabel: Labels to replace, `{in the file: to count as}`.
+
+    Returns:
+        (256,) int64.
+    """
+    table, counts = _relabel_table(relabel), np.zeros(256, np.int64)
+    for _, mask in pairs:
+        np.add.at(counts, table, _histogram(images.read_labels(mask)))
+    return counts
 
 
 def one_by_one(pairs, *, relabel=None):
@@ -233,8 +252,8 @@ class FolderBatches(keras.utils.PyDataset):
     def on_epoch_end(self):
         """Goes to the next epoch if all batches of this one have been asked for.
 
-        Keras calls this before the first epoch, too. On JAX and PyTorch it looks at
-        the first batch before that: where that one is the only one, this is a pass.
+        Keras calls this before the first epoch, too, and on JAX and PyTorch after a
+        look at the first batch: where that is the only one, the look counts as a pass.
         """
         self._within = False
         if self._asked >= len(self) and not self.first:
@@ -286,7 +305,8 @@ class FolderBatches(keras.utils.PyDataset):
         if index not in (0, self._previous + 1):
             raise ValueError(
                 f"Batch {index} was asked for after batch {self._previous}. Pass "
-                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch."
+                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch. "
+                "To look at a batch meanwhile, call `batch(epoch, index)`."
             )
         self._asked, self._previous = self._asked + 1, index
 
@@ -294,10 +314,8 @@ class FolderBatches(keras.utils.PyDataset):
         if self._decoded is not None and index in self._decoded:
             return self._decoded[index]
         image, mask = self.pairs[index]
-        picture, labels = (
-            images.read_image(image),
-            self._table[images.read_labels(mask)],
-        )
+        picture = images.read_image(image)
+        labels = self._table[images.read_labels(mask)]
         if picture.shape[:2] != labels.shape:  # changed since they were checked
             raise ValueError(_mismatch(image, picture.shape[:2], mask, labels.shape))
         if self._decoded is not None:
@@ -364,9 +382,8 @@ def inspect(image_folder, mask_folder, *, progress=None):
         found, warnings = _match(image_folder, mask_folder)
     except FileNotFoundError as error:
         found, warnings = [], [str(error)]
-    counted = ("sizes", "image_modes", "mask_modes", "palettes", "pixels", "masks")
-    counted += ("colors", "drawn")
-    report = {"pairs": len(found)} | {name: Counter() for name in counted}
+    report = {"pairs": len(found)}
+    report |= {name: Counter() for name in OF_FILES + OF_LABELS}
     faults = []
     for done, (image, mask) in enumerate(found, start=1):
         sizes = []
@@ -390,7 +407,7 @@ def inspect(image_folder, mask_folder, *, progress=None):
 def summary(report):
     """Writes what `inspect` found as lines of text."""
     lines = [f"{report['pairs']} pairs of an image and a mask"]
-    for name in ("sizes", "image_modes", "mask_modes", "palettes"):
+    for name in OF_FILES:
         counted = [
             f"{' x '.join(map(str, key)) if name == 'sizes' else key} ({count})"
             for key, count in report[name].most_common()
@@ -435,9 +452,8 @@ def _match(image_folder, mask_folder):
                 f"`{other}`: {_some(alone)}. Add or rename it, or take them away."
             )
     pictures, masks = by_stem
-    return [
-        (pictures[stem], masks[stem]) for stem in pictures if stem in masks
-    ], problems
+    found = [(pictures[stem], masks[stem]) for stem in pictures if stem in masks]
+    return found, problems
 
 
 def _files(folder, suffixes, kind):
@@ -460,13 +476,10 @@ def _header(path):
     """Reads an image's kind, such as "RGB" or "L JPEG", and upright (height, width)."""
     try:
         with Image.open(path, formats=images.FORMATS) as image:
-            width, height = image.size
-            if (
-                image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            ):  # lies on its side
-                width, height = height, width
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            size = image.size if lies else image.size[::-1]
             lossy = " JPEG" if image.format in ("JPEG", "MPO") else ""
-            return image.mode + lossy, (height, width)
+            return image.mode + lossy, size
     except _DAMAGE:
         images.read_image(path)  # raises, and says what is wrong
         raise
@@ -568,10 +581,8 @@ def _colors(image):
     codes, counts = np.unique(
         image @ np.array([1 << 16, 1 << 8, 1]), return_counts=True
     )
-    colors = zip(codes >> 16, codes >> 8 & 255, codes & 255, strict=True)
-    return {
-        tuple(map(int, color)): int(n) for color, n in zip(colors, counts, strict=True)
-    }
+    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1)
+    return dict(zip(map(tuple, colors.tolist()), counts.tolist(), strict=True))
 
 
 def _palette_name(drawn):
@@ -658,8 +669,8 @@ def _label_warnings(report):
         )
     elif gaps := sorted(set(range(classes[-1])) - set(classes)):
         yield (
-            f"No mask holds label {_some(gaps)}, but some hold {classes[-1]}. Make sure "
-            "that these are classes, only rare."
+            f"No mask holds label {_some(gaps)}, but some hold {classes[-1]}. Make "
+            "sure that these are classes, only rare."
         )
 
 

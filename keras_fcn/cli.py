@@ -1,0 +1,511 @@
+"""The command `keras-fcn`: what the package does, for people who want pictures.
+
+Keras is imported by the commands that need it: `--help` answers at once.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import sys
+
+DEMO_CHECKPOINT = "googlenet-8s-camvid"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+
+
+def main(arguments=None):
+    """Runs a command.
+
+    Args:
+        arguments: A list of strings; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 2 after an error, which is said in one sentence.
+    """
+    parsed = _parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter
+    try:
+        return parsed.run(parsed) or 0
+    except KeyboardInterrupt:
+        print("keras-fcn: stopped.", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name not in ("tensorflow", "jax", "torch"):
+            raise
+        message = (
+            f"Keras wants the backend {error.name}, which is not installed; install it "
+            f'with pip install "keras-fcn[{error.name}]", or set KERAS_BACKEND to one '
+            "that is: tensorflow, jax or torch."
+        )
+    except (OSError, ValueError) as error:
+        message = str(error)
+    print(f"keras-fcn: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="keras-fcn", description="Fully convolutional networks for segmentation."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="the checkpoints that exist")
+    command.add_argument("--backbone", choices=("alexnet", "vgg16", "googlenet"))
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser(
+        "show", help="a net's layers, grids, receptive field and cost"
+    )
+    command.add_argument(
+        "net", help="such as alexnet-32s, vgg16-8s, a checkpoint's name or an .h5 file"
+    )
+    command.add_argument(
+        "--size", type=int, nargs=2, default=(500, 500), metavar=("HEIGHT", "WIDTH")
+    )
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser("predict", help="segment pictures")
+    command.add_argument("inputs", nargs="+", help="image files, and folders of them")
+    _add_checkpoint(command)
+    command.add_argument("--output", default="segmented", help="folder (%(default)s)")
+    command.set_defaults(run=_predict)
+
+    command = commands.add_parser("evaluate", help="score a net on a folder")
+    _add_folders(command)
+    _add_checkpoint(command)
+    _add_relabel(command)
+    command.add_argument("--json", help="file to write the scores to")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "train",
+        help="train a net on a folder",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_folders(command)
+    _add_relabel(command)
+    _add_training(command)
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser("check-data", help="what may be wrong with a folder")
+    _add_folders(command)
+    command.set_defaults(run=_check_data)
+    return parser
+
+
+def _add_checkpoint(command):
+    command.add_argument(
+        "--checkpoint",
+        default=DEMO_CHECKPOINT,
+        help="a name that `keras-fcn list` prints, or an .h5 file (%(default)s)",
+    )
+
+
+def _add_folders(command):
+    command.add_argument("images", help="folder of images")
+    command.add_argument("masks", help="folder of masks: grey or palette PNG")
+
+
+def _add_relabel(command):
+    command.add_argument(
+        "--relabel",
+        type=_relabelling,
+        nargs="+",
+        default=[],
+        metavar="FROM=TO",
+        help="labels to replace at reading, such as 11=255 for void",
+    )
+
+
+def _add_training(command):
+    add = command.add_argument
+    add("--output", required=True, help="folder for the model, the log and the state")
+    add("--backbone", default="googlenet", choices=("alexnet", "vgg16", "googlenet"))
+    add("--stride", type=int, default=8, choices=(32, 16, 8, 4))
+    add("--labels", help="name of a label set, such as camvid")
+    add("--classes", nargs="+", metavar="NAME", help="class names, in label order")
+    add("--init", help="checkpoint or .h5 file whose weights to start from")
+    add("--validation", nargs=2, metavar=("IMAGES", "MASKS"), help="folders to score")
+    add("--epochs", type=int, default=60)
+    add("--batch-size", type=int, default=6)
+    add("--crop", type=int, default=256, help="pixels along each side")
+    add("--scale", type=float, nargs=2, default=(0.7, 2.0), help="range of the zoom")
+    add("--color", type=float, default=0.4, help="change of brightness and the like")
+    add("--no-mirror", action="store_true", help="for scenes with a left and a right")
+    add("--learning-rate", type=float, default=6e-4)
+    add("--balance", type=float, default=0.5, help="0 (none) to 1 (median frequency)")
+    add("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
+    add("--seed", type=int, default=1)
+    add("--resume", action="store_true", help="go on where the output folder stops")
+
+
+def _relabelling(text):
+    before, separator, after = text.partition("=")
+    if not (separator and before.isdigit() and after.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 11=255")
+    return int(before), int(after)
+
+
+def _list(options):
+    from rich.console import Console
+    from rich.table import Table
+
+    from keras_fcn import manifest
+
+    table = Table("checkpoint", "classes", "parameters", "mean IU", "on", box=None)
+    for name in manifest.list_checkpoints(options.backbone):
+        entry = manifest.checkpoint_info(name)
+        known = {
+            kind: entry[kind]
+            for kind in ("measured", "published")
+            if entry.get(kind, {}).get("mean_iou") is not None
+        }
+        kind, score = next(iter(known.items()), ("", {}))
+        table.add_row(
+            name,
+            str(manifest.num_classes(entry) or ""),
+            f"{entry['parameters'] / 1e6:.1f} M",
+            f"{score['mean_iou']:.1f}" if score else "",
+            f"{score['split']} ({kind})" if score else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _show(options):
+    from rich.console import Console
+    from rich.table import Table
+
+    from keras_fcn import summary
+
+    model = _net(options.net)
+    rows = summary.summarize(model, *options.size)
+    table = Table(box=None)
+    for column in ("layer", "kind"):
+        table.add_column(column, no_wrap=True)
+    columns = ("height", "width", "channels", "stride", "start", "field")
+    for column in (*columns, "parameters", "multiply-adds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        numbers = (*row.shape, *row.grid, row.field)
+        counts = (row.parameters, row.multiply_adds)
+        table.add_row(
+            row.name,
+            row.kind,
+            *(f"{number:g}" for number in numbers),
+            *(f"{count:,}" if count else "" for count in counts),
+        )
+    console = Console(width=140 if not sys.stdout.isatty() else None)
+    console.print(table)
+    totals = summary.totals(rows)
+    print(f"""
+{model.name} at {options.size[0]} x {options.size[1]} pixels
+convolution layers {totals["conv_layers"]} (on the longest way, as the paper counts)
+parameters         {totals["parameters"]:,} ({totals["parameters"] / 1e6:.0f} M)
+receptive field    {totals["receptive_field"]} pixels
+max stride         {totals["max_stride"]} pixels
+multiply-adds      {totals["multiply_adds"]:,}""")
+    if "googlenet" in model.name and "classifier" not in model.name:
+        wide = totals["receptive_field"] + 6 * totals["max_stride"]
+        print(
+            f"The paper's Table 1 says {wide}: that is with the 7 x 7 average pooling "
+            "of the classifier, which it says was discarded."
+        )
+
+
+def _net(name):
+    """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
+    from keras_fcn import manifest, models
+
+    if models.is_path(name) or name in manifest.list_checkpoints():
+        return models.build(models.checkpoint_entry(name))
+    backbone, _, stride = name.partition("-")
+    strides = {f"{stride}s": stride for stride in models.STRIDES}
+    if backbone not in models.BACKBONES or stride not in strides:
+        raise ValueError(
+            f"{name!r} is no net; expected a backbone and a stride such as vgg16-8s, "
+            "a name that `keras-fcn list` prints, or an .h5 file."
+        )
+    return models.build({"model": {"backbone": backbone, "stride": strides[stride]}})
+
+
+def _predict(options):
+    from keras_fcn import images, labels, manifest, models
+    from keras_fcn.evaluation import segment
+
+    jobs = _jobs(options.inputs, pathlib.Path(options.output))
+    entry = models.checkpoint_entry(options.checkpoint)
+    with _busy(f"Loading {options.checkpoint}"):
+        model = models.load_checkpoint(options.checkpoint)
+    sets = manifest.label_sets(entry)
+    for source, target in _track(jobs, "Segmenting"):
+        picture = images.read_image(source)
+        result = segment(model, picture)
+        for head, found in (
+            result if isinstance(result, dict) else {"": result}
+        ).items():
+            known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
+            _write_pictures(target, head, picture, found, known)
+            print(f"{source}: {_shares(found, known.names)}")
+    print(f"Wrote labels, colours and overlays to {options.output}")
+
+
+def _write_pictures(target, head, picture, found, known):
+    from keras_fcn import images
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stem = f"{target.name}-{head}" if head else target.name
+    color = images.colorize(found, known.palette)
+    overlay = images.overlay(picture, found, known.palette)
+    if known.names:
+        overlay = images.legend(overlay, known.names, known.palette, found)
+    images.save_labels(target.with_name(f"{stem}-labels.png"), found, known.palette)
+    images.save_image(target.with_name(f"{stem}-color.png"), color)
+    images.save_image(target.with_name(f"{stem}-overlay.png"), overlay)
+
+
+def _shares(found, names):
+    import numpy as np
+
+    values, counts = np.unique(found, return_counts=True)
+    order = np.argsort(-counts)
+    shares = [
+        f"{names[value] if value < len(names) else value} {count / found.size:.0%}"
+        for value, count in zip(values[order], counts[order], strict=True)
+        if count / found.size >= 0.005
+    ]
+    return ", ".join(shares)
+
+
+def _jobs(inputs, output):
+    """Lists (image file, output path without suffix), each of them once."""
+    jobs = []
+    for item in map(pathlib.Path, inputs):
+        if item.is_dir():
+            found = [
+                path
+                for path in sorted(item.rglob("*"))
+                if path.suffix.lower() in IMAGE_SUFFIXES
+                and not path.name.startswith(".")
+                and output.resolve() not in path.resolve().parents
+            ]
+            if not found:
+                raise FileNotFoundError(
+                    f"{item} holds no image; expected files that end in "
+                    f"{', '.join(IMAGE_SUFFIXES)}."
+                )
+            jobs += [
+                (path, output / path.relative_to(item).with_suffix(""))
+                for path in found
+            ]
+        elif item.is_file():
+            jobs.append((item, output / item.stem))
+        else:
+            raise FileNotFoundError(f"{item} is neither a file nor a folder.")
+    taken = {}
+    for source, target in jobs:
+        if target in taken and taken[target] != source:
+            raise ValueError(
+                f"{taken[target]} and {source} would be written to the same {target}; "
+                "segment them into different --output folders."
+            )
+        taken[target] = source
+    return [(source, target) for target, source in taken.items()]
+
+
+def _evaluate(options):
+    from keras_fcn import evaluation, manifest, models
+    from keras_fcn.datasets import folder
+
+    pairs = folder.pairs(options.images, options.masks)
+    entry = models.checkpoint_entry(options.checkpoint)
+    relabel = dict(options.relabel)
+    with _busy(f"Loading {options.checkpoint}, checking {len(pairs)} masks"):
+        classes = manifest.num_classes(entry)
+        folder.check(pairs, classes, relabel=relabel)
+        model = models.load_checkpoint(options.checkpoint)
+    batches = folder.one_by_one(pairs, relabel=relabel)
+    result = evaluation.evaluate(model, _track(batches, "Evaluating", total=len(pairs)))
+    known = manifest.label_sets(entry).get("")
+    _print_scores(result, known.names if known else range(classes))
+    if options.json:
+        _write_json(options.json, result)
+
+
+def _print_scores(result, names):
+    for name, iou in zip(names, result["iou"], strict=True):
+        print(f"  {name!s:20} {'absent' if math.isnan(iou) else f'{100 * iou:5.1f}'}")
+    print(
+        f"pixel accuracy {100 * result['pixel_accuracy']:.2f}, "
+        f"mean accuracy {100 * result['mean_accuracy']:.2f}, "
+        f"mean IU {100 * result['mean_iou']:.2f}, "
+        f"f.w. IU {100 * result['fw_iou']:.2f} ({result['images']} images)"
+    )
+
+
+def _write_json(path, result):
+    from keras_fcn.weights import write_bytes
+
+    # NaN is no JSON: a class that does not occur has no score
+    lists = {
+        key: [None if isinstance(x, float) and math.isnan(x) else x for x in value]
+        if isinstance(value, list)
+        else value
+        for key, value in result.items()
+    }
+    write_bytes(path, json.dumps(lists, indent=2).encode())
+
+
+def _train(options):
+    import keras
+
+    from keras_fcn import evaluation, models, training, weights
+    from keras_fcn.datasets import folder
+
+    output = pathlib.Path(options.output)
+    state = output / "state.npz"
+    _check_resume(state, options.resume)
+    keras.utils.set_random_seed(options.seed)
+    keras.config.set_dtype_policy(options.precision)
+    pairs = folder.pairs(options.images, options.masks)
+    relabel = dict(options.relabel)
+    with _busy(f"Checking {len(pairs)} masks"):
+        counts = folder.label_counts(pairs, relabel=relabel)
+        names = _class_names(options.labels, options.classes, counts)
+        train, validation = _batches(options, pairs, len(names))
+    with _busy(f"Building {options.backbone}-{options.stride}s"):
+        model = models.fcn(options.backbone, options.stride, len(names))
+        if options.init:
+            stayed = weights.transplant(models.load_checkpoint(options.init), model)
+            print(f"From {options.init}, all but {', '.join(stayed) or 'nothing'}")
+    training.compile_modern(
+        model,
+        options.epochs * len(train),
+        learning_rate=options.learning_rate,
+        class_weights=training.balanced_weights(counts[: len(names)], options.balance),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    first = training.restore(model, state) if options.resume else 0
+    train.seek(first)
+    model.fit(
+        train,
+        initial_epoch=first,
+        epochs=options.epochs,
+        shuffle=False,
+        verbose=0,
+        validation_data=validation,
+        validation_freq=math.ceil(options.epochs / 10),
+        callbacks=[
+            keras.callbacks.SwapEMAWeights(),
+            keras.callbacks.TerminateOnNaN(),
+            training.Snapshots(state),
+            keras.callbacks.CSVLogger(output / "log.csv", append=options.resume),
+            training.ProgressBar(),
+        ],
+    )
+    facts = {"labels": options.labels or {"names": list(names)}}
+    models.save_checkpoint(model, output / "model.h5", facts=facts)
+    print(f"Wrote {output / 'model.h5'}")
+    if validation:
+        batches = folder.one_by_one(validation.pairs, relabel=relabel)
+        batches = _track(batches, "Evaluating", total=len(validation.pairs))
+        result = evaluation.evaluate(model, batches)
+        _print_scores(result, names)
+        _write_json(output / "scores.json", result)
+
+
+def _check_resume(state, resume):
+    if resume and not state.exists():
+        raise FileNotFoundError(
+            f"{state} does not exist; expected the state of a training to go on with. "
+            "Leave out --resume, or name the --output folder of that training."
+        )
+    if state.exists() and not resume:
+        raise ValueError(
+            f"{state} is the state of an earlier training; expected a new folder. Pass "
+            "--resume to go on with it, or another --output."
+        )
+
+
+def _class_names(labels, classes, counts):
+    from keras_fcn.labels import LABEL_SETS, VOID
+
+    if labels and classes:
+        raise ValueError("Both --labels and --classes were given; expected one.")
+    if labels and labels not in LABEL_SETS:
+        raise ValueError(
+            f"--labels {labels} is no label set; expected one of "
+            f"{', '.join(LABEL_SETS)}. Name classes of your own with --classes."
+        )
+    if labels:
+        return LABEL_SETS[labels].names
+    found = max((label for label in range(VOID) if counts[label]), default=0)
+    return classes or [f"class {label}" for label in range(found + 1)]
+
+
+def _batches(options, pairs, classes):
+    from keras_fcn.datasets.folder import FolderBatches
+    from keras_fcn.datasets.folder import pairs as find_pairs
+
+    relabel = dict(options.relabel)
+    train = FolderBatches(
+        pairs,
+        classes,
+        batch_size=options.batch_size,
+        crop=(options.crop, options.crop),
+        scale=options.scale,
+        mirror=not options.no_mirror,
+        color=(options.color,) * 3,
+        relabel=relabel,
+        seed=options.seed,
+        cache=True,
+    )
+    if not options.validation:
+        return train, None
+    found = find_pairs(*options.validation)
+    return train, FolderBatches(found, classes, relabel=relabel, shuffle=False)
+
+
+def _check_data(options):
+    from keras_fcn.datasets import folder
+
+    with _bar() as bar:
+        task = bar.add_task("Reading", total=None)
+
+        def show(done, total):
+            bar.update(task, completed=done, total=total)
+
+        report = folder.inspect(options.images, options.masks, progress=show)
+    print(folder.summary(report))
+    return 1 if report["warnings"] else 0
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _busy(what):
+    return _console().status(f"{what} ...")
+
+
+def _bar():
+    from rich import progress
+
+    console = _console()
+    return progress.Progress(
+        "{task.description}",
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        "left",
+        progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _track(items, what, total=None):
+    with _bar() as bar:
+        yield from bar.track(items, total=total, description=what)

@@ -1,0 +1,214 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_fcn import models, weights
+from keras_fcn.cli import main
+
+
+@pytest.fixture
+def street(tmp_path):
+    """Two folders of four small pictures and masks: left half class 0, right half 1."""
+    rng = np.random.default_rng(0)
+    folders = tmp_path / "images", tmp_path / "masks"
+    for folder in folders:
+        folder.mkdir()
+    for i in range(4):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[:, 20 + i :] = 1
+        mask[:3] = 9
+        picture = rng.integers(0, 60, (40, 50, 3)) + 150 * mask[..., None].clip(0, 1)
+        Image.fromarray(picture.astype(np.uint8)).save(folders[0] / f"{i}.png")
+        Image.fromarray(mask).save(folders[1] / f"{i}.png")
+    return [str(folder) for folder in folders]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = models.fcn("googlenet", 8, 3, width=1 / 16)
+    rng = np.random.default_rng(1)
+    for variable in model.get_layer("score_fr").weights:
+        variable.assign(rng.standard_normal(variable.shape))
+    path = tmp_path / "net.h5"
+    facts = {"labels": {"names": ["left", "right", "rest"]}}
+    models.save_checkpoint(model, path, facts=facts)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("net", "layers", "millions", "field"),
+    [
+        ("alexnet-32s", 8, 57, 355),
+        ("vgg16-32s", 16, 134, 404),
+        ("googlenet-32s", 22, 6, 715),
+        ("googlenet-4s", 22, 6, 715),
+        ("vgg16-8s", 16, 134, 404),
+    ],
+)
+def test_show_prints_the_papers_table_1(capsys, net, layers, millions, field):
+    assert main(["show", net]) == 0
+    out = capsys.readouterr().out
+    assert f"convolution layers {layers} " in out
+    assert f"({millions} M)" in out
+    assert f"receptive field    {field} pixels" in out
+    assert "max stride         32 pixels" in out
+    assert ("says 907:" in out) == ("googlenet" in net)
+
+
+def test_show_counts_multiply_adds_as_done_by_hand(capsys):
+    main(["show", "alexnet-32s", "--size", "27", "27"])
+    # 27 + 200 - 11 = 216 pixels, by 4: 55 by 55 cells of 96 channels
+    assert f"{55 * 55 * 96 * 11 * 11 * 3:,}" in capsys.readouterr().out
+
+
+def test_predict_writes_labels_colours_and_overlay_of_files_and_folders(
+    tmp_path, capsys, street, checkpoint
+):
+    nested = tmp_path / "images" / "more"
+    nested.mkdir()
+    Image.new("L", (33, 17)).save(nested / "grey.jpg")
+    output = tmp_path / "out"
+    inputs = [street[0], "--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", *inputs]) == 0
+    for stem, size in (("0", (50, 40)), ("more/grey", (33, 17))):
+        with Image.open(output / f"{stem}-labels.png") as labels:
+            assert (labels.mode, labels.size) == ("P", size)
+            found = np.asarray(labels)
+            colors = np.asarray(labels.convert("RGB"))
+        with Image.open(output / f"{stem}-color.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), colors)
+        assert (output / f"{stem}-overlay.png").exists()
+    model = models.load_checkpoint(checkpoint)
+    with Image.open(nested / "grey.jpg") as picture:
+        image = np.asarray(picture.convert("RGB"), "float32")
+    logits = model.predict(image[None], verbose=0)
+    np.testing.assert_array_equal(found, logits.argmax(-1)[0])
+    assert "left" in capsys.readouterr().out
+
+
+def test_evaluate_agrees_with_counting_by_hand(tmp_path, street, checkpoint):
+    file = tmp_path / "scores.json"
+    options = ["--checkpoint", checkpoint, "--relabel", "9=255", "--json", str(file)]
+    assert main(["evaluate", *street, *options]) == 0
+    model = models.load_checkpoint(checkpoint)
+    hits = total = 0
+    for i in range(4):
+        with Image.open(f"{street[0]}/{i}.png") as picture:
+            image = np.asarray(picture, "float32")
+        with Image.open(f"{street[1]}/{i}.png") as mask:
+            truth = np.asarray(mask)
+        found = model.predict(image[None], verbose=0).argmax(-1)[0]
+        hits += ((found == truth) & (truth != 9)).sum()
+        total += (truth != 9).sum()
+    result = json.loads(file.read_text())
+    assert result["pixel_accuracy"] == pytest.approx(hits / total)
+    assert result["images"] == 4
+    assert result["accuracy"][2] is None  # class 2 does not occur
+
+
+def test_train_learns_resumes_and_writes_a_checkpoint_that_loads(
+    tmp_path, capsys, street, monkeypatch
+):
+    tiny = models.fcn
+    monkeypatch.setattr(
+        models, "fcn", lambda *args: tiny(*args, width=1 / 16)
+    )  # minutes otherwise
+    output = tmp_path / "run"
+    options = ["train", *street, "--relabel", "9=255", "--output", str(output)]
+    options += ["--classes", "left", "right", "--crop", "32", "--epochs", "2"]
+    options += ["--validation", *street]
+    monkeypatch.setattr(keras.callbacks, "TerminateOnNaN", _Stop)
+    with pytest.raises(_Killed):
+        main(options)
+    assert (output / "state.npz").exists()
+    assert not (output / "model.h5").exists()
+    assert main(options) == 2
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(models, "fcn", lambda *args: tiny(*args, width=1 / 16))
+    assert main([*options, "--resume"]) == 0
+    entry = weights.metadata(output / "model.h5")
+    assert entry["labels"]["names"] == ["left", "right"]
+    rows = (output / "log.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["images"] == 4
+    monkeypatch.undo()
+    models.load_checkpoint(output / "model.h5")
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise _Killed
+
+
+def test_check_data_says_what_looks_wrong(capsys, street):
+    assert main(["check-data", *street]) == 1
+    out = capsys.readouterr().out
+    assert "4 pairs" in out
+    assert "warning" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "nowhere.jpg"], "nowhere.jpg"),
+        (["predict", "{images}", "--checkpoint", "vgg16-8s-vok"], "vgg16-8s-vok"),
+        (["predict", "{images}", "--checkpoint", "nowhere.h5"], "nowhere.h5"),
+        (["show", "vgg16-7s"], "vgg16-8s"),
+        (["evaluate", "{images}", "{masks}", "--checkpoint", "{net}"], "label 9"),
+        (["evaluate", "{images}", "nowhere", "--checkpoint", "{net}"], "nowhere"),
+        (["train", "{images}", "{masks}", "--output", "o", "--labels", "x"], "camvid"),
+        (["train", "{images}", "{masks}", "--output", "o", "--resume"], "state.npz"),
+        (
+            ["train", "{images}", "{masks}", "--output", "o", "--classes", "a", "b"],
+            "label 9",
+        ),
+        (["check-data", "{images}", "nowhere"], None),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_status_2(
+    capsys, tmp_path, monkeypatch, street, checkpoint, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    known = {"images": street[0], "masks": street[1], "net": checkpoint}
+    status = main([argument.format(**known) for argument in arguments])
+    captured = capsys.readouterr()
+    if words is None:
+        assert status == 1
+        assert "nowhere" in captured.out
+    else:
+        assert status == 2
+        assert captured.err.startswith("keras-fcn: error: ")
+        assert words in captured.err
+        assert "Traceback" not in captured.err
+
+
+def test_two_pictures_of_one_name_do_not_overwrite_each_other(
+    tmp_path, capsys, checkpoint
+):
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    inputs = [str(tmp_path / "a.png"), str(tmp_path / "a.jpg")]
+    output = tmp_path / "out"
+    options = ["--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", *inputs, *options]) == 2
+    assert "a.jpg" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_missing_backend_is_named_with_the_remedy(capsys, monkeypatch):
+    def missing(options):
+        raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+
+    monkeypatch.setattr("keras_fcn.cli._list", missing)
+    assert main(["list"]) == 2
+    assert 'pip install "keras-fcn[tensorflow]"' in capsys.readouterr().err

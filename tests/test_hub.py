@@ -1,0 +1,1126 @@
+"""What `hub.fetch` promises when network, disk, files or people misbehave.
+
+The promises P1 to P14 are tried at a twentieth of their counts, in full where
+KERAS_FCN_FAULTS is "full" (benchmarks/faults.py).
+"""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import urllib.request
+
+import pytest
+import servers
+from huggingface_hub import constants
+from servers import REVISION, sha256
+
+from keras_fcn import download, hub
+
+FULL = os.environ.get("KERAS_FCN_FAULTS") == "full"
+NAME = "vgg16-8s-voc"
+OLD = time.time() - 2 * hub.ORPHAN_SECONDS
+RETRIED = [408, 429, 500, 502, 503, 504]
+FINAL = [401, 403, 404, 410, 416]
+KINDS = ["hub", "host"]
+
+
+def can_unshare():
+    """Whether mounts and networks of our own can be had."""
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run(["unshare", "-m", "-n", "true"]).returncode == 0
+
+
+namespaces = pytest.mark.skipif(
+    not can_unshare(), reason="needs root and unshare for mounts and networks"
+)
+
+
+@pytest.fixture(scope="module")
+def stubs():
+    """The two servers, and children that know the Hub's."""
+    both = {"hub": servers.Server(hub=True), "host": servers.Server()}
+    both["children"] = servers.Children(both["hub"].url)
+    yield both
+    both["children"].close()
+    both["hub"].shutdown()
+    both["host"].shutdown()
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """Seconds slept so far: nobody sleeps, the clock goes on."""
+    slept = []
+    real = time.monotonic
+    clock = types.SimpleNamespace(
+        sleep=lambda seconds: slept.append(seconds),
+        monotonic=lambda: real() + sum(slept),
+        time=time.time,
+    )
+    monkeypatch.setattr(download, "time", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    return slept
+
+
+@pytest.fixture
+def site(stubs, naps, tmp_path, monkeypatch):
+    """Makes a `Site`: a file on one of the servers, and empty caches."""
+    monkeypatch.setattr(constants, "ENDPOINT", stubs["hub"].url)
+    template = stubs["hub"].url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    for variable in ("KERAS_FCN_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    number = itertools.count()
+
+    def make(kind, size=200_000, hashes=("bytes", "sha1"), server=None):
+        here = Site(tmp_path / str(next(number)), kind, server or stubs[kind])
+        here.build(size, hashes)
+        here.children = stubs["children"]
+        monkeypatch.setenv("KERAS_FCN_CACHE", str(here.cache))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here.hub_cache))
+        return here
+
+    return make
+
+
+class Site:
+    """One checkpoint on one server, with caches of its own."""
+
+    def __init__(self, folder, kind, server):
+        self.kind, self.server = kind, server
+        self.cache, self.hub_cache = folder / "ours", folder / "hubs"
+        server.log, server.fault, server.pace = [], None, 0
+
+    def build(self, size, hashes, revision=REVISION, seed=0):
+        content = random.Random(seed).randbytes(size)
+        if self.kind == "hub":
+            self.body = self.good = content
+            where = {"repo": "fcn/voc", "revision": revision, "file": "weights.h5"}
+            facts = {"bytes": size, "sha256": sha256(content)}
+            self.entry = {"hub": where | facts}
+            self.path = f"/fcn/voc/resolve/{revision}/weights.h5"
+        else:
+            self.body = b"CAFFE" + content[5:]
+            self.good = servers.ported(self.body)
+            digests = {
+                kind: hashlib.new(kind, self.body).hexdigest()
+                for kind in ("sha256", "sha1", "md5")
+            }
+            facts = digests | {"bytes": size}
+            self.path = f"/{seed or ''}fcn8s.caffemodel"
+            url = self.server.url + self.path
+            stated = {key: facts[key] for key in hashes}
+            self.entry = {"caffemodel": {"url": url} | stated}
+        self.facts = facts
+        self.server.files = {self.path: self.body}
+
+    @property
+    def final(self):
+        """Where the file is to be seen."""
+        if self.kind == "host":
+            return self.cache / f"{NAME}.h5"
+        return self.hub_cache / f"models--fcn--voc/snapshots/{REVISION}/weights.h5"
+
+    @property
+    def part(self):
+        return self.cache / f"{NAME}.keras_fcn.part"
+
+    def fetch(self, **options):
+        return hub.fetch(NAME, self.entry, servers.port, **options)
+
+    def job(self, **options):
+        caches = {"cache": str(self.cache), "hub_cache": str(self.hub_cache)}
+        return {"name": NAME, "entry": self.entry} | caches | options
+
+    def is_right(self, path):
+        return path == self.final and path.read_bytes() == self.good
+
+    def shows_nothing_wrong(self):
+        return not self.final.is_file() or self.final.read_bytes() == self.good
+
+    def refuses(self, error, **options):
+        """The message of the `error` that `fetch` ends with."""
+        with pytest.raises(error) as caught:
+            self.fetch(**options)
+        return str(caught.value)
+
+
+@pytest.fixture
+def faults(record_property):
+    """Tries all `cases`, or a twentieth of them, and tells which failed."""
+
+    def run(promise, cases, check):
+        cases = list(cases)
+        if not FULL:
+            cases = random.Random(promise).sample(cases, -(-len(cases) // 20))
+        failed = []
+        for case in cases:
+            try:
+                check(*case)
+            except Exception as error:  # the table counts them all
+                failed.append((case, error))
+        record_property("promise", promise)
+        record_property("cases", len(cases))
+        record_property("failures", len(failed))
+        if failed:
+            case, error = failed[0]
+            raise AssertionError(f"{len(failed)} of {len(cases)}, as {case}") from error
+
+    return run
+
+
+def once(fault, method="GET"):
+    """`fault` for the first request of that method only."""
+    left = [fault]
+
+    def first(request):
+        return bool(left) and request.command == method and left.pop()(request)
+
+    return first
+
+
+def always(fault, method="GET"):
+    """`fault` for every request of that method."""
+    return lambda request: request.command == method and fault(request)
+
+
+# The way it should go
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cached_file_asks_for_nothing(site, kind):
+    here = site(kind)
+    assert here.is_right(here.fetch())
+    assert len(here.server.gets()) == 1
+    here.server.log.clear()
+    result = here.children.run(**here.job(telemetry=True))
+    assert result["sha256"] == sha256(here.good)
+    assert here.server.log == []
+
+
+def test_the_port_is_recorded_and_the_original_is_not_kept(site):
+    here = site("host")
+    here.fetch()
+    record = json.loads((here.cache / f"{NAME}.json").read_text())
+    assert record["sha256"] == sha256(here.good)
+    assert record["source"] == {"url": here.server.url + here.path} | here.facts
+    assert sorted(path.name for path in here.cache.iterdir()) == [
+        f"{NAME}.h5",
+        f"{NAME}.json",
+        f"{NAME}.lock",
+    ]
+
+
+@pytest.mark.parametrize("hashes", [["md5"], ["sha1"], ["sha256"], ["bytes", "md5"]])
+def test_any_published_hash_is_enough(site, hashes):
+    here = site("host", hashes=hashes)
+    assert here.is_right(here.fetch())
+    here.server.files[here.path] = here.body[:-1] + b"?"
+    shutil.rmtree(here.cache)
+    assert here.facts[hashes[-1]] in here.refuses(ValueError)
+
+
+def test_the_cache_is_where_the_variables_say(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_FCN_CACHE", str(tmp_path / "here"))
+    assert hub.cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("KERAS_FCN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert hub.cache_folder() == tmp_path / "keras_fcn"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.cache_folder() == tmp_path / ".cache" / "keras_fcn"
+
+
+def test_one_line_is_printed_where_there_is_no_terminal(site, capsys):
+    here = site("host")
+    here.fetch()
+    assert capsys.readouterr().err == f"Downloading {here.server.url}{here.path}\n"
+
+
+def test_a_terminal_sees_a_bar(site, monkeypatch):
+    here = site("host")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    here.fetch()
+    assert "fcn8s.caffemodel" in terminal.getvalue()
+    assert "200.0/200.0 kB" in terminal.getvalue()
+
+
+# Resuming
+
+
+def test_a_cut_download_goes_on_in_the_next_call(site):
+    here = site("host")
+    here.server.fault = always(lambda request: request.send(stop=(0, "FIN")))
+    here.refuses(OSError)
+    here.server.fault = once(lambda request: request.send(stop=(120_000, "FIN")))
+    here.server.log.clear()
+    interrupted = once(lambda request: request.send(status=404))
+    here.server.fault = chain(here.server.fault, interrupted)
+    here.refuses(OSError)
+    assert here.part.stat().st_size == 120_000
+    here.server.fault = None
+    assert here.is_right(here.fetch())
+    ranges = [entry[2] for entry in here.server.gets()]
+    assert ranges == [None, "bytes=120000-", "bytes=120000-"]
+
+
+def chain(*faults):
+    """The first of the faults that handles a request."""
+    return lambda request: any(fault(request) for fault in faults)
+
+
+def test_a_file_that_changed_meanwhile_starts_from_zero(site):
+    here = site("host", hashes=["bytes"])
+    broken = once(lambda request: request.send(stop=(120_000, "FIN")))
+    here.server.fault = chain(broken, once(lambda request: request.send(status=404)))
+    here.refuses(OSError, trust_first_download=True)
+    here.server.fault = None
+    here.server.files[here.path] = body = here.body[:-9] + b"different"
+    path = here.fetch(trust_first_download=True)
+    assert path.read_bytes() == servers.ported(body)
+
+
+def test_without_a_version_nothing_is_glued_on(site):
+    here = site("host")
+    bare = {"ETag": None}
+    broken = once(lambda request: request.send(stop=(120_000, "FIN"), headers=bare))
+    here.server.fault = chain(broken, always(lambda r: r.send(headers=bare)))
+    assert here.is_right(here.fetch())
+    assert [entry[2] for entry in here.server.gets()] == [None, None]
+
+
+def test_what_was_killed_an_hour_ago_is_swept_and_foreign_files_stay(site):
+    here = site("host")
+    here.cache.mkdir(parents=True)
+    names = ["other.keras_fcn.part", f"{NAME}.keras_fcn.1234.h5", "film.part", "a.h5"]
+    for name in [*names, "fresh.keras_fcn.part"]:
+        (here.cache / name).write_bytes(b"x")
+        if "fresh" not in name:
+            os.utime(here.cache / name, (OLD, OLD))
+    here.fetch()
+    left = {path.name for path in here.cache.iterdir()}
+    assert left.isdisjoint(names[:2])
+    assert left.issuperset([*names[2:], "fresh.keras_fcn.part"])
+
+
+# Trust and hands
+
+
+def test_without_a_hash_the_first_download_wants_a_word(site):
+    here = site("host", hashes=["bytes"])
+    message = here.refuses(ValueError)
+    assert here.server.log == []
+    assert len(message.splitlines()) == 3
+    assert NAME in message
+    assert here.server.url + here.path in message
+    assert f"keras-fcn fetch {NAME} --trust-first-download" in message
+    assert str(here.cache / "fcn8s.caffemodel") in message
+
+
+def test_what_was_trusted_once_holds(site, caplog):
+    here = site("host", hashes=[])
+    assert here.is_right(here.fetch(trust_first_download=True))
+    assert here.facts["sha256"] in caplog.text
+    assert here.is_right(here.fetch())
+    here.final.unlink()
+    assert here.is_right(here.fetch())
+    here.final.unlink()
+    here.server.files[here.path] = b"CAFFE, but another"
+    for trust in (False, True):
+        message = here.refuses(ValueError, trust_first_download=trust)
+        assert here.facts["sha256"] in message
+        assert sha256(b"CAFFE, but another") in message
+
+
+def test_trust_does_not_cover_a_page_that_is_no_caffemodel(site):
+    here = site("host", hashes=[])
+    page = b"<html>Log in to the network</html>"
+    here.server.files[here.path] = page
+    message = here.refuses(ValueError, trust_first_download=True)
+    assert sha256(page) in message
+    assert here.server.url + here.path in message
+    assert not here.final.exists()
+    here.server.files[here.path] = here.body
+    assert here.is_right(here.fetch(trust_first_download=True))
+
+
+def test_a_hash_published_later_overrules_what_was_trusted(site):
+    here = site("host", hashes=[])
+    here.server.files[here.path] = b"CAFFE, but forged"
+    here.fetch(trust_first_download=True)
+    here.server.files[here.path] = here.body
+    here.entry["caffemodel"]["sha256"] = here.facts["sha256"]
+    assert here.is_right(here.fetch())
+
+
+@pytest.mark.parametrize("hashes", [["sha1"], []])
+def test_a_caffemodel_put_there_by_hand_is_ported_and_stays(site, monkeypatch, hashes):
+    here = site("host", hashes=hashes)
+    monkeypatch.setenv("KERAS_FCN_OFFLINE", "1")
+    here.cache.mkdir(parents=True)
+    original = here.cache / "fcn8s.caffemodel"
+    original.write_bytes(here.body)
+    if not hashes:
+        assert "--trust-first-download" in here.refuses(ValueError)
+    assert here.is_right(here.fetch(trust_first_download=not hashes))
+    assert original.read_bytes() == here.body
+    assert here.server.log == []
+
+
+def test_a_wrong_caffemodel_put_there_by_hand_is_named_and_stays(site):
+    here = site("host")
+    here.cache.mkdir(parents=True)
+    original = here.cache / "fcn8s.caffemodel"
+    original.write_bytes(b"something else")
+    message = here.refuses(ValueError)
+    assert here.facts["sha1"] in message
+    assert hashlib.sha1(b"something else").hexdigest() in message
+    assert str(original) in message
+    assert original.exists()
+
+
+def test_weights_put_there_by_hand_need_the_hubs_hash_or_a_word(site, monkeypatch):
+    monkeypatch.setenv("KERAS_FCN_OFFLINE", "1")
+    here = site("hub")
+    here.cache.mkdir(parents=True)
+    placed = here.cache / f"{NAME}.h5"
+    placed.write_bytes(here.good)
+    assert here.fetch() == placed
+    placed.write_bytes(b"something else")
+    message = here.refuses(ValueError)
+    assert here.facts["sha256"] in message
+    assert sha256(b"something else") in message
+    here = site("host")
+    here.cache.mkdir(parents=True)
+    placed = here.cache / f"{NAME}.h5"
+    placed.write_bytes(b"mine")
+    assert "--trust-first-download" in here.refuses(ValueError)
+    assert here.fetch(trust_first_download=True) == placed
+    assert here.fetch() == placed
+    placed.write_bytes(b"changed")
+    assert sha256(b"mine") in here.refuses(ValueError, trust_first_download=True)
+    assert placed.read_bytes() == b"changed"
+
+
+# P1 to P14
+
+
+def test_a_cut_never_leaves_a_wrong_file(site, faults):
+    def check(percent, how, kind, length):
+        here = site(kind)
+        stop = (len(here.body) * percent // 100, how)
+        cut = once(lambda request: request.send(stop=stop, length=length))
+        head = always(lambda request: request.send(length=length), "HEAD")
+        here.server.fault = chain(cut, head)
+        assert here.is_right(here.fetch())
+        assert len(here.server.gets()) <= 2
+
+    lengths = [True, False]
+    faults(1, itertools.product(range(1, 101), ["FIN", "RST"], KINDS, lengths), check)
+
+
+def test_every_try_that_brings_bytes_counts_anew(site, faults):
+    def check(kind, how, fraction, _):
+        here = site(kind, size=2_000_000)
+        share = len(here.body) // fraction if fraction else 0
+
+        def stop(request):
+            start = int((request.headers.get("Range") or "bytes=0-")[6:-1])
+            total = len(here.body) - start
+            return request.send(stop=(min(share, total), how)) if share < total else 0
+
+        here.server.fault = always(stop)
+        if fraction and (kind, how) != ("hub", "RST"):
+            assert here.is_right(here.fetch())
+            assert len(here.server.gets()) <= fraction + 1
+        else:
+            assert here.server.url in here.refuses(OSError)
+            assert len(here.server.gets()) <= 36
+        assert here.shows_nothing_wrong()
+
+    cases = itertools.product(KINDS, ["FIN", "RST"], [5, 20, 0], range(5))
+    faults(2, cases, check)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "pace", "kills"),
+    [
+        ("hub", {}, 0.003, 100),
+        ("hub", {"links": False}, 0.003, 50),
+        ("host", {}, 0.003, 100),
+        ("host", {"port": "slow_port"}, 0, 100),
+    ],
+)
+def test_kill_9_keeps_the_cache_valid(site, faults, kind, options, pace, kills):
+    here = site(kind, size=1_000_000)
+    here.server.pace = pace
+    job = here.job(**options)
+    whole = here.children.run(**job)["seconds"]
+    chance = random.Random(3)
+
+    def check(_):
+        for path in {here.final, here.final.resolve()}:
+            path.unlink(missing_ok=True)
+        pid = here.children.start(**job)
+        threading.Event().wait(chance.uniform(0, whole))
+        os.kill(pid, signal.SIGKILL)
+        here.children.wait(pid)
+        assert here.shows_nothing_wrong()
+
+    faults(3, zip(range(kills)), check)
+    for path in [*here.cache.rglob("*"), *here.hub_cache.rglob("*")]:
+        os.utime(path, (OLD, OLD), follow_symlinks=False)
+    assert here.is_right(here.fetch())
+    left = [*here.cache.rglob("*"), *here.hub_cache.rglob("*")]
+    held = sum(path.lstat().st_size for path in left if path.is_file())
+    assert held <= 2 * len(here.body) + 10_000
+
+
+def test_sixteen_processes_make_one_download(site, faults):
+    def check(kind, missing, most, _):
+        here = site(kind)
+        here.server.pace = 0.01
+        job = here.job(**dict.fromkeys(missing, False))
+        pids = [here.children.start(**job) for _ in range(16)]
+        results = [here.children.wait(pid) for pid in pids]
+        assert {result.get("sha256") for result in results} == {sha256(here.good)}
+        assert 1 <= len(here.server.gets()) <= most
+        assert not list(here.cache.glob("*.part*"))
+
+    rounds = [*itertools.product(KINDS, [()], [1], range(10))]
+    rounds += itertools.product(KINDS, [("locks",)], [16], range(3))
+    rounds += itertools.product(["hub"], [("links",)], [2], range(4))
+    faults(4, rounds, check)
+
+
+@namespaces
+def test_a_full_disk_is_said_so_and_shows_no_half_file(site, faults):
+    def check(percent, kind, port):
+        here = site(kind)
+        need = len(here.body) * (1 if kind == "hub" else 2)
+        folder = here.hub_cache if kind == "hub" else here.cache
+        for path in (here.hub_cache, here.cache):
+            path.mkdir(parents=True)
+        size = {str(folder): int(need * percent / 100)}
+        result = here.children.run(**here.job(tmpfs=size, port=port, waits=False))
+        shown = str(here.final) in result["files"]
+        if "error" in result:
+            assert result["error"] == "OSError"
+            assert "needed" in result["message"]
+            assert "free" in result["message"]
+            assert not shown
+        else:
+            assert percent > 100
+            assert result["sha256"] == sha256(here.good)
+        if port == "fat_port" or percent < 100:
+            assert "error" in result
+
+    ways = [("hub", "port"), ("host", "port"), ("host", "fat_port")]
+    shares = [5 + 5.25 * step for step in range(21)]
+    faults(5, ((share, *way) for share in shares for way in ways), check)
+
+
+@pytest.mark.parametrize(("kind", "need"), [("hub", 100), ("host", 200)])
+def test_room_for_file_and_port_is_looked_for_first(site, monkeypatch, kind, need):
+    here = site(kind, size=100)
+    free = types.SimpleNamespace(free=need - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    assert f"{need} bytes needed, {need - 1} free" in here.refuses(OSError)
+    free.free += 1
+    assert here.is_right(here.fetch())
+
+
+def test_wrong_bytes_are_fetched_once_more_and_refused(site, faults):
+    def check(kind, make):
+        here = site(kind)
+        wrong = make(here.body)
+        here.server.files[here.path] = wrong
+        message = here.refuses(ValueError)
+        digest = "sha256" if kind == "hub" else "sha1"
+        for text in [
+            here.facts[digest],
+            hashlib.new(digest, wrong).hexdigest(),
+            f"{len(here.body):,} bytes",
+            f"{len(wrong):,} bytes",
+            here.server.url + here.path,
+        ]:
+            assert text in message
+        assert len(here.server.gets()) == 2
+        left = [*here.cache.rglob("*"), *here.hub_cache.rglob("*")]
+        kept = [path for path in left if path.is_symlink() or path.is_file()]
+        assert {path.suffix for path in kept} <= {".lock", ".TAG", ""}
+        assert not [path for path in kept if path.parent.name in ("blobs", REVISION)]
+
+    def flip(at):
+        return lambda body: body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+
+    others = [
+        lambda body: body[:-1],
+        lambda body: body + b"x",
+        lambda body: b"<html>".ljust(len(body)),
+        lambda body: b"",
+    ]
+    flips = [flip(2_000 * step) for step in range(100)]
+    faults(6, itertools.product(KINDS, flips + others), check)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", RETRIED + FINAL)
+def test_every_status_has_an_answer(site, faults, naps, kind, status):
+    def check(method):
+        here = site(kind)
+        naps.clear()
+        bad = always(lambda request: request.send(b"no", status), method)
+        here.server.fault = bad
+        message = here.refuses(OSError)
+        for text in [str(status), here.server.url + here.path, NAME]:
+            assert text in message
+        asked = [entry for entry in here.server.log if entry[0] == method]
+        if status in FINAL:
+            assert len(asked) == (1 if method == "GET" or kind == "host" else 1)
+        elif kind == "host":
+            assert len(asked) == 6
+            for wait, nap in zip(download.WAITS, naps, strict=True):
+                assert 0.5 * wait <= nap <= 1.5 * wait
+        here.server.fault = once(lambda request: request.send(b"no", status), method)
+        if status in RETRIED:
+            assert here.is_right(here.fetch())
+
+    methods = ["GET"] if kind == "host" else ["HEAD", "GET"]
+    for method in methods:
+        faults(7, [(method,)], check)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_may_ask_for_two_minutes_but_not_for_more(site, naps, kind):
+    here = site(kind)
+    method = "HEAD" if kind == "hub" else "GET"
+    wait = {"Retry-After": 117}
+    here.server.fault = once(lambda r: r.send(b"", 503, wait), method)
+    assert here.is_right(here.fetch())
+    assert naps == [117]
+    here = site(kind)
+    naps.clear()
+    here.server.fault = always(lambda r: r.send(b"", 503, {"Retry-After": 121}), method)
+    assert "121 s" in here.refuses(OSError)
+    assert naps == []
+
+
+def test_a_retry_date_is_understood():
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 60))
+    assert 57 < download._retry_after(date) <= 60
+    assert download._retry_after("soon") is None
+
+
+def redirect(to):
+    """Leads elsewhere."""
+    return lambda request: request.send(b"", 302, {"Location": to(request)})
+
+
+def here_again(request):
+    """The URL that was asked for."""
+    return request.server.url + request.path
+
+
+def wrong_part(request):
+    """Answers a request for the rest with another part of the same length."""
+    if not request.headers.get("Range"):
+        return request.send(stop=(100_000, "FIN"))
+    body = request.server.files[request.path]
+    headers = {"Content-Range": f"bytes 0-{len(body) // 2 - 1}/{len(body)}"}
+    request.server.fault = None
+    return request.send(body[: len(body) // 2], 206, headers, ranges=False)
+
+
+def other_version(request):
+    """Answers a request for the rest of one version with that of another."""
+    if not request.headers.get("Range"):
+        return request.send(stop=(100_000, "FIN"))
+    request.server.fault = None
+    return request.send(headers={"ETag": '"another"'})
+
+
+ODD = [
+    ("host", redirect(here_again), "302"),
+    ("host", redirect(lambda request: "file:///etc/passwd"), "302"),
+    ("host", redirect(lambda request: "ftp://127.0.0.1/x"), "ftp://127.0.0.1/x"),
+    ("hub", redirect(here_again), "TooManyRedirects"),
+    ("hub", redirect(lambda request: "file:///etc/passwd"), "file:///etc/passwd"),
+    ("host", lambda r: r.send(headers={"Content-Encoding": "gzip"}), "gzip"),
+    ("host", lambda r: r.send(b"<html>", 200), "6 bytes"),
+    ("host", lambda r: r.send(b"", 204), "204"),
+    ("host", lambda r: r.send(status=206), "wrong part"),
+    ("hub", lambda r: r.send(headers={"ETag": None}), "ETag"),
+    ("hub", lambda r: r.send(headers={"X-Repo-Commit": None}), "commit"),
+    ("host", lambda r: r.send(length=False), None),
+    ("hub", lambda r: r.send(length=False), None),
+    ("host", wrong_part, None),
+    ("host", other_version, None),
+    ("hub", once(redirect(lambda request: request.path), "HEAD"), None),
+]
+
+
+@pytest.mark.parametrize(("kind", "fault", "text"), ODD)
+def test_every_odd_answer_has_an_answer(site, faults, kind, fault, text):
+    def check():
+        here = site(kind)
+        here.server.fault = fault
+        if text is None:
+            assert here.is_right(here.fetch())
+        else:
+            assert text in here.refuses((OSError, ValueError))
+            assert len(here.server.log) <= 21
+        assert here.shows_nothing_wrong()
+
+    faults(7, [()], check)
+
+
+def test_a_range_that_is_refused_starts_once_from_zero(site):
+    here = site("host", hashes=["bytes"])
+    broken = once(lambda request: request.send(stop=(120_000, "FIN")))
+    here.server.fault = chain(broken, once(lambda request: request.send(b"", 416)))
+    assert here.is_right(here.fetch(trust_first_download=True))
+    ranges = [entry[2] for entry in here.server.gets()]
+    assert ranges == [None, "bytes=120000-", None]
+
+
+SLOW = {
+    "drip": lambda request: request.drip(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 999, 0.02),
+    "dripping headers": lambda request: request.drip(b"HTTP/1.1 200 OK" * 99, 0.02),
+    "stall before headers": lambda request: threading.Event().wait(1.5) or True,
+    "stall in the body": lambda request: (
+        request.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", 0)
+        and not threading.Event().wait(1.5)
+    ),
+}
+
+
+def test_no_wait_is_endless(site, faults, monkeypatch):
+    monkeypatch.setattr(download, "SOCKET_SECONDS", 0.2)
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+
+    def check(kind, fault, method, _):
+        here = site(kind)
+        here.server.fault = always(SLOW[fault], method)
+        start = time.perf_counter()
+        assert here.server.url in here.refuses(OSError)
+        assert time.perf_counter() - start < 9
+
+    cases = [*itertools.product(["host"], SLOW, ["GET"], range(2))]
+    cases += itertools.product(["hub"], ["stall before headers"], ["HEAD", "GET"], [0])
+    cases += itertools.product(["hub"], ["stall in the body"], ["GET"], [0])
+    if not FULL:
+        cases = cases * 4
+    faults(8, cases, check)
+
+
+def test_a_port_that_accepts_and_says_nothing_is_left(site, naps, monkeypatch):
+    monkeypatch.setattr(download, "SOCKET_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        here = site("host")
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/fcn8s.caffemodel"
+        here.entry["caffemodel"]["url"] = url
+        assert url in here.refuses(OSError)
+
+
+def names_everything(here, message):
+    """Whether a message says all that somebody without a network needs."""
+    file = f"{NAME}.h5" if here.kind == "hub" else "fcn8s.caffemodel"
+    digest = here.facts["sha256" if here.kind == "hub" else "sha1"]
+    texts = [NAME, here.path, f"{len(here.body):,} bytes", digest, here.cache / file]
+    if here.kind == "host":
+        texts.append(
+            "python tools/convert_caffe.py fcn8s.caffemodel "
+            f"--checkpoint {NAME} --output {NAME}.h5"
+        )
+    return all(str(text) in message for text in texts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variable", ["KERAS_FCN_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_by_flag_works_or_says_what_to_do(site, faults, kind, variable):
+    def check():
+        here = site(kind)
+        flag = {"environment": {variable: "1"}}
+        result = here.children.run(**here.job(**flag))
+        assert result["error"] == "OSError"
+        assert result["seconds"] < 1
+        assert names_everything(here, result["message"])
+        assert here.server.log == []
+        here.fetch()
+        here.server.log.clear()
+        assert here.children.run(**here.job(**flag))["sha256"] == sha256(here.good)
+        assert here.server.log == []
+
+    faults(9, [()], check)
+
+
+@namespaces
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("host", ["10.1.2.3", "dl.example.org", None])
+def test_without_a_network_it_works_or_says_what_to_do(site, faults, kind, host):
+    def check():
+        here = site(kind)
+        away = here.job(network=False, waits=False)
+        if host and kind == "host":
+            url = here.entry["caffemodel"]["url"]
+            here.entry["caffemodel"]["url"] = url.replace(
+                here.server.url, f"http://{host}"
+            )
+        result = here.children.run(**away)
+        assert result["error"] == "OSError"
+        assert result["seconds"] < 30
+        assert names_everything(here, result["message"])
+
+    faults(9, [()], check)
+
+
+@namespaces
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_network_a_cached_file_works(site, kind):
+    here = site(kind)
+    here.fetch()
+    result = here.children.run(**here.job(network=False))
+    assert result["sha256"] == sha256(here.good)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_host_that_nobody_answers_for_is_given_up_in_ten_seconds(site, naps, kind):
+    here = site(kind)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = listener.getsockname()[1]
+    nobody = f"http://127.0.0.1:{free}"
+    if kind == "host":
+        here.entry["caffemodel"]["url"] = nobody + here.path
+    else:
+        constants.HUGGINGFACE_CO_URL_TEMPLATE = (
+            nobody + "/{repo_id}/resolve/{revision}/{filename}"
+        )  # the fixture puts it back
+    start = time.perf_counter()
+    assert names_everything(here, here.refuses(OSError))
+    assert 3 < sum(naps) < 10
+    assert time.perf_counter() - start < 2
+
+
+@namespaces
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["mount", "mode"])
+def test_a_cache_that_cannot_be_written_serves_what_it_has(site, faults, kind, how):
+    def check():
+        here = site(kind)
+        # As another user, who may come this far:
+        folder = pathlib.Path(tempfile.mkdtemp())
+        folder.chmod(0o755)
+        here.cache, here.hub_cache = folder / "ours", folder / "hubs"
+        for path in (here.cache, here.hub_cache):
+            path.mkdir(mode=0o555 if how == "mode" else 0o755)
+        barred = {"user": 65534} if how == "mode" else {}
+        if how == "mount":
+            barred = {"readonly": [str(here.cache), str(here.hub_cache)]}
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder)
+            result = here.children.run(**here.job(**barred))
+            assert result["error"] == "OSError"
+            variable = "HF_HOME" if kind == "hub" else "KERAS_FCN_CACHE"
+            assert variable in result["message"]
+            assert here.server.log == []
+            here.children.run(**here.job())
+            result = here.children.run(**here.job(**barred))
+            assert result.get("sha256") == sha256(here.good)
+            assert len(here.server.gets()) == 1
+
+    faults(10, [()], check)
+
+
+def tamper(path, how):
+    """Does something bad to a file."""
+    content = path.read_bytes()
+    if isinstance(how, int):
+        at = how % len(content)
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    if how == "directory":
+        path.mkdir()
+    elif how == "FIFO":
+        os.mkfifo(path)
+    elif how == "link":
+        other = path.parent.parent / "precious"
+        other.write_bytes(b"not the cache's")
+        path.symlink_to(other)
+    elif how == "dangling link":
+        path.symlink_to("nowhere")
+
+
+HOW = [997 * step for step in range(100)]
+HOW += ["truncated", "empty", "link", "dangling link", "directory", "FIFO", "gone"]
+
+
+def test_a_tampered_cache_is_never_loaded(site, faults, monkeypatch):
+    def check(how, victim):
+        here = site("hub" if victim in ("blob", "pointer") else "host")
+        here.fetch()
+        here.server.log.clear()
+        path = {
+            "blob": here.final.resolve(),
+            "pointer": here.final,
+            "port": here.cache / f"{NAME}.h5",
+            "record": here.cache / f"{NAME}.json",
+        }[victim]
+        tamper(path, how)
+        with contextlib.suppress(OSError, ValueError), monkeypatch.context() as patch:
+            patch.setenv("KERAS_FCN_OFFLINE", "1")
+            assert here.fetch().read_bytes() == here.good
+        assert here.server.log == []
+        if victim == "record" and how in ("gone", "directory"):
+            return  # then the port counts as put there by hand: it wants a word
+        assert here.is_right(here.fetch())
+        assert len(here.server.gets()) <= 1
+        for other in here.cache.parent.rglob("precious"):
+            assert other.read_bytes() == b"not the cache's"
+
+    victims = ["blob", "pointer", "port", "record"]
+    cases = [(how, victim) for how in HOW for victim in victims]
+    faults(11, cases if FULL else cases[-28:] * 20, check)
+
+
+CHARACTERS = "./\\ab%:~$*?&=#@ \t\x7f\xe9"
+NASTY = ["../../../../x", "/etc/x", "..", ".", "", "a/b", "a\\b", "%2e%2e%2fx"]
+NASTY += ["x" * 300, "~/x", "$HOME", "C:x", "a/../../x", "blobs/../../../x"]
+
+
+def nasty_names(count):
+    """Names nobody should use as a path."""
+    chance = random.Random(12)
+    for number in range(count):
+        if number < len(NASTY):
+            yield NASTY[number]
+        else:
+            length = chance.randrange(1, 30)
+            yield "".join(chance.choice(CHARACTERS) for _ in range(length))
+
+
+def test_names_from_outside_stay_names(site, faults, tmp_path):
+    def check(number, text, place):
+        here = site("hub" if place != "url" else "host", size=100)
+        entry = here.entry.get("hub")
+        name, harmless = NAME, False
+        if place in ("ETag", "X-Repo-Commit", "Content-Disposition"):
+            text = text.strip()
+            header = {place: f'"{text}"' if place == "ETag" else text}
+            here.server.fault = lambda request: request.send(headers=header)
+            harmless = place == "Content-Disposition"
+        elif place == "name":
+            name = text
+        elif place == "url":
+            here.entry["caffemodel"]["url"] = f"{here.server.url}/{text}"
+        else:
+            entry[place] = text
+        before = {path for path in tmp_path.iterdir()}
+        home = set(pathlib.Path.cwd().iterdir())
+        if harmless:
+            assert here.is_right(here.fetch())
+        else:
+            with contextlib.suppress(OSError if place == "url" else ZeroDivisionError):
+                with contextlib.suppress(ValueError):
+                    hub.fetch(name, here.entry, servers.port)
+                    raise AssertionError(f"{place} {text!r} was accepted")
+        after = {path for path in tmp_path.iterdir()}
+        assert after - before <= {here.cache.parent}
+        assert home == set(pathlib.Path.cwd().iterdir())
+        if here.cache.parent.exists():
+            inside = {path.name for path in here.cache.parent.iterdir()}
+            assert inside <= {"ours", "hubs"}
+
+    places = ["ETag", "X-Repo-Commit", "Content-Disposition", "name", "url"]
+    places += ["file", "repo", "revision"]
+    names = enumerate(nasty_names(250))
+    faults(12, ((i, text, place) for i, text in names for place in places), check)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("https://a.org/x", "http://a.org/x"),
+        ("https://a.org/x", "http://b.org/x"),
+        ("http://a.org/x", "http://b.org/x"),
+        ("http://a.org/x", "https://b.org/x"),
+        ("https://a.org/x", "ftp://a.org/x"),
+        ("http://a.org/x", "file:///x"),
+        ("https://a.org/x", "https://me:secret@b.org/x"),
+    ],
+)
+def test_a_redirect_may_not_lead_astray(faults, old, new):
+    def check():
+        request = urllib.request.Request(old)
+        with pytest.raises(download.DownloadError) as caught:
+            download._Redirects().redirect_request(request, None, 302, "", {}, new)
+        assert not caught.value.again
+
+    faults(13, [()], check)
+
+
+def test_a_redirect_to_https_or_the_same_host_is_followed(site):
+    redirects = download._Redirects()
+    for old, new in [("http://a.org/x", "https://a.org/x")] + [
+        ("https://a.org/x", "https://b.org/x")
+    ]:
+        request = urllib.request.Request(old)
+        assert redirects.redirect_request(request, None, 302, "", {}, new)
+    here = site("host")
+    there = here.server.url + here.path
+    here.entry["caffemodel"]["url"] = here.server.url + "/moved.caffemodel"
+    here.server.fault = once(redirect(lambda request: there))
+    assert here.is_right(here.fetch())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@127.0.0.1/x",
+        "http://me@127.0.0.1/x",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "http:///x",
+        "x.caffemodel",
+    ],
+)
+def test_a_url_that_is_none_is_refused(site, faults, url):
+    def check():
+        here = site("host")
+        here.entry["caffemodel"]["url"] = url
+        assert url in here.refuses(ValueError)
+
+    faults(13, [()], check)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://hub.example.org", "https://me:secret@hub.example.org"]
+)
+def test_the_hub_is_asked_over_https_and_without_credentials(
+    site, faults, monkeypatch, endpoint
+):
+    def check():
+        here = site("hub")
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        assert endpoint in here.refuses(ValueError)
+
+    faults(13, [()], check)
+
+
+def test_a_file_of_the_hub_on_another_host_is_refused_over_plain_http(site, faults):
+    def check():
+        here = site("hub")
+        to = "http://cdn.example.org/x"
+        headers = {"X-Linked-Etag": f'"{sha256(here.body)}"', "Location": to}
+        here.server.fault = lambda request: request.send(b"", 302, headers)
+        assert to in here.refuses(ValueError)
+
+    faults(13, [()], check)
+
+
+def test_no_token_leaves_the_hub(site, stubs, faults, monkeypatch):
+    def check():
+        here = site("hub")
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        sent = []
+        cdn = servers.Server()
+        cdn.files["/blob"] = here.body
+        cdn.fault = lambda r: sent.append(("cdn", r.headers.get("Authorization")))
+        linked = {
+            "X-Linked-Etag": f'"{sha256(here.body)}"',
+            "X-Linked-Size": len(here.body),
+            "Location": f"{cdn.url}/blob",
+        }
+
+        def lead(request):
+            sent.append(("hub", request.headers.get("Authorization")))
+            return request.send(b"", 302, linked)
+
+        here.server.fault = lead
+        assert here.is_right(here.fetch())
+        assert ("hub", "Bearer hf_secret") in sent
+        assert [token for who, token in sent if who == "cdn"] == [None]
+        cdn.shutdown()
+
+    faults(13, [()], check)
+
+
+def test_whatever_happens_a_returned_file_is_right(site, faults, monkeypatch):
+    """Random walks of 30 steps; online and unharmed, a fetch must also succeed."""
+
+    def check(seed):
+        chance = random.Random(seed)
+        here = site(chance.choice(KINDS), size=20_000)
+        first = (here.entry, here.path, here.body, here.good)
+        here.build(20_000, ["sha256"], revision="6" * 40, seed=seed + 1)
+        versions = [first, (here.entry, here.path, here.body, here.good)]
+        here.server.files = {path: body for _, path, body, _ in versions}
+        for _ in range(30):
+            step = chance.choice(STEPS)
+            if step == "other version":
+                here.entry, here.path, here.body, here.good = chance.choice(versions)
+            elif step in ("corrupt", "truncate", "delete"):
+                harm(here, chance, step)
+            fault = FAULTS.get(step)
+            here.server.fault = once(fault) if fault else None
+            monkeypatch.setenv("KERAS_FCN_OFFLINE", str(int(step == "offline")))
+            placed = here.kind == "host" and not (here.cache / f"{NAME}.json").exists()
+            expected = OSError if step in ("offline", *FAULTS) else ()
+            with contextlib.suppress(expected, *[ValueError] * placed):
+                assert here.fetch().read_bytes() == here.good, step
+                continue
+            if placed:  # a port without its record counts as put there by hand
+                here.final.unlink(missing_ok=True)
+
+    faults(14, zip(range(500)), check)
+
+
+def harm(here, chance, step):
+    """Corrupts, truncates or deletes any file of the caches."""
+    files = [*here.cache.rglob("*"), *here.hub_cache.rglob("*")]
+    files = [path for path in files if path.is_file() and path.stat().st_size]
+    if not files:
+        return
+    path = chance.choice(sorted(files))
+    if step == "corrupt":
+        tamper(path, chance.randrange(10**6))
+    elif step == "truncate":
+        tamper(path, "truncated")
+    else:
+        path.unlink()
+
+
+FAULTS = {
+    "cut": lambda request: request.send(stop=(9_000, "FIN")),
+    "reset": lambda request: request.send(stop=(9_000, "RST")),
+    "gone": lambda request: request.send(b"", 410),
+    "busy": lambda request: request.send(b"", 503),
+}
+STEPS = [*FAULTS, "fetch", "offline", "corrupt", "truncate", "delete", "other version"]
