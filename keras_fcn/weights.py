@@ -5,65 +5,76 @@ plain `model.load_weights(file)` and any HDF5 viewer read them too. A file writt
 also says what it is in the attribute `keras_fcn`.
 """
 
+import contextlib
+import errno
+import glob
 import io
 import json
+import math
 import os
 import pathlib
-import tempfile
+import secrets
+import shutil
+import time
+import zlib
+from collections import Counter
 
 import h5py
 import keras
 import numpy as np
 
 MAX_OBJECTS = 10_000
+MAX_DEPTH = 8
+MAX_BESIDE = 4 * 2**20  # bytes of a file that are not arrays; in ours 0.1 MB
 MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
+ORPHAN_SECONDS = 3600  # an unfinished file this old has no owner left
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
 
 
 def save(model, path, *, metadata=None, dtype=None):
     """Writes the weights of a model; the file appears whole or not at all.
 
+    The same weights give the same bytes.
+
     Args:
         model: A `keras.Model` whose layers have names of their own.
-        path: The .h5 file to write.
+        path: The .h5 file to write; if it is a link, the file that it leads to.
         metadata: What the file says of itself: a dict that JSON can hold.
         dtype: On disk, such as "float16"; that of the weights if None.
 
     Raises:
-        ValueError: If the weights are not finite in `dtype`; nothing is written.
-        OSError: If the file cannot be written.
+        ValueError: If `load` would refuse the numbers; nothing is written.
+        OSError: If the file cannot be written; an earlier one is then untouched.
     """
-    arrays = {}
-    for name, variable in _variables(model).items():
-        array = keras.ops.convert_to_numpy(variable)
-        array = array.astype(dtype or array.dtype)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{name} holds numbers that are not finite in {array.dtype}; expected "
-                f"finite ones, so {path} was not written. Train with a lower learning "
-                "rate, or save in float32."
-            )
-        arrays[name] = array
-    write_bytes(path, _to_hdf5(arrays, metadata))
-
-
-def _to_hdf5(arrays, metadata):
+    if dtype is not None and np.dtype(dtype).kind != "f":
+        raise ValueError(
+            f'dtype={dtype!r} was given; expected "float16", "float32" or "float64".'
+        )
+    hidden = _hidden_kernels(model)
     # In memory: HDF5 that runs out of disk takes the process down with it.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        layers = {}
-        for name, array in arrays.items():
-            layer, weight = name.split("/", 1)
-            layers.setdefault(layer, []).append(weight)
+        weights = {}
+        for name, variable in _variables(model).items():
+            array = to_numpy(variable)
+            with np.errstate(over="ignore"):  # infinity is found below
+                array = array.astype(dtype or array.dtype, copy=False)
+            if fault := _fault(array, name in hidden):
+                raise ValueError(
+                    f"{name} {fault}; expected trained weights, so {path} was not "
+                    "written. Train with a lower learning rate, or save in float32."
+                )
             file.create_dataset(name, data=array)
-        file.attrs["layer_names"] = [layer.encode() for layer in layers]
-        for layer, names in layers.items():
-            file[layer].attrs["weight_names"] = [name.encode() for name in names]
+            layer, weight = name.split("/", 1)
+            weights.setdefault(layer, []).append(weight.encode())
+        file.attrs["layer_names"] = [layer.encode() for layer in weights]
+        for layer, names in weights.items():
+            file[layer].attrs["weight_names"] = names
         file.attrs["backend"] = b"any"
         file.attrs["keras_version"] = b"3"
         if metadata is not None:
             file.attrs["keras_fcn"] = json.dumps(metadata, sort_keys=True)
-    return buffer.getbuffer()
+    write_bytes(path, buffer.getbuffer())
 
 
 def write_bytes(path, data):
@@ -76,29 +87,59 @@ def write_bytes(path, data):
     Raises:
         OSError: If that fails; an earlier file of that name is then untouched.
     """
-    path = pathlib.Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = pathlib.Path(name)
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Opens a file to write, which appears whole when the block ends without error.
+
+    Args:
+        path: Of the file; if it is a link, it stays and what it leads to is replaced.
+
+    Yields:
+        The open file, binary.
+
+    Raises:
+        OSError: If that fails; an earlier file of that name is then untouched.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
+        _sweep(target)
+        with open(part, "xb") as file:  # not mkstemp, whose files are private
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
-        temporary.replace(path)
+        os.replace(part, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reason = error.strerror
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(target.parent).free
+            reason = f"{reason}: it needs more than the {free:,} bytes that are free"
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        part.unlink(missing_ok=True)
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _sweep(target):
+    """Removes what processes that were killed have left of this file."""
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if time.time() - part.stat().st_mtime > ORPHAN_SECONDS:
+                part.unlink()
+
+
+def _sync_folder(folder):
+    if os.name == "posix":  # only there can a folder be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def metadata(path):
@@ -111,15 +152,23 @@ def metadata(path):
         ValueError: If it is not a weight file.
         OSError: If it cannot be read.
     """
-    with _open(path) as file:
-        text = file.attrs.get("keras_fcn", "{}")
+    with _reading(path) as (file, _):
+        if "keras_fcn" not in file.attrs:
+            return {}
+        header = file.attrs.get_id("keras_fcn")
+        if header.shape != () or not h5py.check_string_dtype(header.dtype):
+            raise ValueError("what it says of itself is no text; expected JSON.")
+        text = file.attrs["keras_fcn"]
         try:
-            return dict(json.loads(text))
-        except (TypeError, ValueError) as error:
+            facts = json.loads(text)
+        except (ValueError, RecursionError):
+            facts = None
+        if not isinstance(facts, dict):
             raise ValueError(
-                f"{path} says of itself {str(text)[:80]!r}; expected a JSON object. "
-                "Write it again with keras_fcn.save_checkpoint."
-            ) from error
+                f"it says of itself {ascii(text[:80])}; expected a JSON object. Write "
+                "it again with keras_fcn.save_checkpoint."
+            )
+        return facts
 
 
 def load(model, path, *, missing=(), extra=()):
@@ -133,22 +182,34 @@ def load(model, path, *, missing=(), extra=()):
 
     Raises:
         ValueError: If names, shapes or types differ, naming the first of them, or if
-            a number is not finite. Nothing is assigned then.
+            a number is not that of a trained net. Nothing is assigned then.
         OSError: If the file cannot be read.
     """
-    variables = _variables(model)
-    with _open(path) as file:
-        found = _headers(file, path)
-        stay = {n for n in variables if n not in found and _layer(n) in missing}
-        ignored = {n for n in found if n not in variables and _layer(n) in extra}
-        _compare(
-            {n: tuple(v.shape) for n, v in variables.items() if n not in stay},
-            {n: v for n, v in found.items() if n not in ignored},
-            path,
-        )
-        arrays = {n: _read(file, n, path) for n in variables if n not in stay}
-    for name, array in arrays.items():
-        variables[name].assign(array)
+    variables, hidden = _variables(model), _hidden_kernels(model)
+    layers = {_layer(name) for name in variables}
+    with _reading(path) as (file, found):
+        held = {_layer(name) for name in found}
+        wanted = {
+            name: tuple(variable.shape)
+            for name, variable in variables.items()
+            if _layer(name) in held or _layer(name) not in missing
+        }
+        found = {
+            name: shape
+            for name, shape in found.items()
+            if _layer(name) in layers or _layer(name) not in extra
+        }
+        _compare(wanted, found)
+        pairs = []
+        for name in wanted:
+            array = _read(file[name], name)
+            if fault := _fault(array, name in hidden):
+                raise ValueError(
+                    f"{name} {fault}; expected trained weights. Nothing was loaded: "
+                    "fetch or convert the file again."
+                )
+            pairs.append((variables[name], array))
+    assign_all(pairs)
 
 
 def transplant(source, target, suffix=""):
@@ -170,16 +231,56 @@ def transplant(source, target, suffix=""):
         f"{_layer(name)}{suffix}/{name.split('/', 1)[1]}": variable
         for name, variable in _variables(source).items()
     }
-    stayed = []
+    copied, stayed = [], []
     for name, variable in _variables(target).items():
         array = given.get(name, given.get(name.replace("_bgrd", "")))
+        if array is not None:
+            # A copy: JAX deletes what two nets share when one of them is trained.
+            array = to_numpy(array)
         if array is not None and "_bgrd" in name and name not in given:
-            array = _with_depth(keras.ops.convert_to_numpy(array))
-        if array is None or tuple(array.shape) != tuple(variable.shape):
+            array = _with_depth(array)
+        if array is None or array.shape != tuple(variable.shape):
             stayed.append(name)
         else:
-            variable.assign(array)
+            copied.append((variable, array))
+    assign_all(copied)
     return stayed
+
+
+def assign_all(pairs):
+    """Assigns arrays to variables: all of them, or none.
+
+    Args:
+        pairs: List of (variable, array of its shape); it is emptied, so that what is
+            assigned need not be kept.
+
+    Raises:
+        Exception: What an assignment raises; those before it are then undone.
+    """
+    # The largest comes last: what it replaces need not be kept either.
+    pairs.sort(key=lambda pair: -pair[1].size)
+    done = []
+    try:
+        while pairs:
+            variable, array = pairs.pop()
+            if pairs:
+                done.append((variable, to_numpy(variable)))
+            variable.assign(array)
+    except BaseException:
+        for variable, before in done:
+            variable.assign(before)
+        raise
+
+
+def to_numpy(variable):
+    """Returns a copy of a variable's numbers, bfloat16 as float32.
+
+    Args:
+        variable: A `keras.Variable`.
+    """
+    array = keras.ops.convert_to_numpy(variable)
+    # Neither HDF5 nor NumPy's files have a type for bfloat16.
+    return array.astype("float32") if array.dtype.kind == "V" else array
 
 
 def _with_depth(array):
@@ -206,62 +307,159 @@ def _variables(model):
     return named
 
 
-def _open(path):
+def _hidden_kernels(model):
+    """Returns the names of kernels that only an untrained net has all zero.
+
+    A layer of ReLUs with such a kernel says nothing of the picture, and never will.
+    """
+    relu = keras.activations.relu
+    hidden = {x.name for x in model.layers if getattr(x, "activation", None) is relu}
+    return {
+        n for n in _variables(model) if _layer(n) in hidden and n.endswith("kernel")
+    }
+
+
+def _fault(array, hidden):
+    """Says what no trained weights have, or returns None.
+
+    Args:
+        array: Of floats.
+        hidden: Whether these are among `_hidden_kernels`.
+    """
+    # Without arrays in between: memory costs more time than arithmetic.
+    low, high = array.min(initial=0), array.max(initial=0)
+    if not -MAX_MAGNITUDE < low <= high < MAX_MAGNITUDE:
+        return (
+            f"holds {array.dtype} numbers from {low} to {high}, not finite or beyond "
+            f"{MAX_MAGNITUDE:g}"
+        )
+    return "holds nothing but zeros" if hidden and low == high == 0 else None
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Opens a file and judges its headers: yields it and {name: shape of the array}.
+
+    Whatever is found wrong until it is closed again becomes one error with its name.
+    """
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{path} is not a file; expected an .h5 weight file.")
+    with open(path, "rb"):
+        pass  # permissions and disks have OSErrors of their own
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file, _headers(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (OSError, RuntimeError, KeyError, TypeError) as error:  # HDF5 has them all
         raise ValueError(
-            f"{path} is not an HDF5 file, or is cut short ({error}); expected weights "
-            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py."
+            f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
+            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py. Fetch or "
+            "convert it again."
         ) from error
 
 
-def _headers(file, path):
+def _headers(file):
     """Returns {name: shape} of every array, without reading or following anything."""
-    shapes, groups, seen = {}, [(file, "")], set()
+    shapes, groups, seen, stored = {}, [(file, "")], {_address(file)}, 0
     while groups:
         group, prefix = groups.pop()
+        if len(seen) + len(group) > MAX_OBJECTS or prefix.count("/") > MAX_DEPTH:
+            raise ValueError(
+                f"it holds more than {MAX_OBJECTS:,} objects, or groups in more than "
+                f"{MAX_DEPTH} groups; expected the weights of one net."
+            )
         for key in group:
             name = f"{prefix}{key}"
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise ValueError(f"{path}: {name} is a link; expected only arrays.")
+            linked = not isinstance(group.get(key, getlink=True), h5py.HardLink)
+            if linked or "/" in key:
+                raise ValueError(f"{_shown(name)} is a link; expected only arrays.")
             item = group[key]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen or len(seen) >= MAX_OBJECTS:
+            if _address(item) in seen:
                 raise ValueError(
-                    f"{path}: {name} is held twice, or is beyond {MAX_OBJECTS} "
-                    "objects; expected a tree of arrays."
+                    f"{_shown(name)} is held twice; expected a tree of arrays."
                 )
-            seen.add(address)
+            seen.add(_address(item))
             if isinstance(item, h5py.Group):
                 groups.append((item, f"{name}/"))
             else:
-                shapes[name] = _header(item, name, path)
+                shapes[name] = _header(item, name)
+                stored += item.id.get_storage_size()
+    beside = file.id.get_filesize() - stored
+    if not 0 <= beside <= MAX_BESIDE:
+        raise ValueError(
+            f"its arrays fill {stored:,} of its {file.id.get_filesize():,} bytes; "
+            f"expected all but {MAX_BESIDE:,}. Load it where it is from, and save it "
+            "anew."
+        )
+    _check_lists(file, shapes)
     return shapes
 
 
-def _header(item, name, path):
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind != "f" or item.ndim > 8:
-        raise ValueError(
-            f"{path}: {name} is {getattr(item, 'dtype', 'no array')}; expected an "
-            "array of floats."
-        )
+def _address(item):
+    return h5py.h5o.get_info(item.id).addr
+
+
+def _header(item, name):
+    """Returns the shape of an array that can be read without surprises."""
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{_shown(name)} is no array; expected arrays of floats.")
     plist = item.id.get_create_plist()
     filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if item.external or item.is_virtual or filters - _FILTERS:
+    # Before the shape is asked for: a virtual array opens other files to know its own.
+    virtual = plist.get_layout() == h5py.h5d.VIRTUAL
+    if virtual or plist.get_external_count() or filters - _FILTERS:
         raise ValueError(
-            f"{path}: {name} is stored outside the file or through unknown filters; "
+            f"{_shown(name)} is stored outside the file or through unknown filters; "
             "expected plain or gzip-compressed floats."
+        )
+    if item.dtype.kind != "f" or item.dtype.itemsize > 8 or item.shape is None:
+        raise ValueError(
+            f"{_shown(name)} holds {ascii(item.dtype)[:80]}; expected an array of "
+            "floats of 16, 32 or 64 bits."
+        )
+    if not _is_complete(item):
+        raise ValueError(
+            f"{_shown(name)} claims {item.shape} numbers that the file does not hold; "
+            "expected all of them. Fetch or convert it again."
         )
     return item.shape
 
 
-def _compare(wanted, found, path):
+def _is_complete(item):
+    # HDF5 fills what is missing with zeros.
+    if not item.chunks:
+        return item.id.get_storage_size() == math.prod(item.shape) * item.dtype.itemsize
+    per_axis = [-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True)]
+    inside = all(c <= n for n, c in zip(item.shape, item.chunks, strict=True))
+    return inside and item.id.get_num_chunks() == math.prod(per_axis)
+
+
+def _check_lists(file, shapes):
+    """Makes sure that the lists by which Keras reads the file are there.
+
+    Their length is all that is asked for: a list may refer to one long text many times.
+    """
+    counts = Counter(map(_layer, shapes))
+    lists = [(file, "layer_names", range(len(counts), len(file) + 1))]
+    lists += [(file[key], "weight_names", [counts[key]]) for key in counts]
+    for item, attribute, lengths in lists:
+        known = attribute in item.attrs
+        shape = item.attrs.get_id(attribute).shape if known else ()
+        if len(shape) != 1 or shape[0] not in lengths:
+            raise ValueError(
+                f"{_shown(item.name)} has no list {attribute!r} as long as what it "
+                "holds; expected Keras' layout. If this is a .weights.h5 file, load "
+                "it with model.load_weights and write it with keras_fcn.weights.save."
+            )
+
+
+def _compare(wanted, found):
     """Raises one error that names missing, extra and mismatched arrays together."""
     rows = [f"{n} {wanted[n]} is missing" for n in wanted if n not in found]
-    rows += [f"{n} {found[n]} is not in the model" for n in found if n not in wanted]
+    rows += [
+        f"{_shown(n)} {found[n]} is not in the model" for n in found if n not in wanted
+    ]
     rows += [
         f"{n} is {found[n]}, expected {wanted[n]}"
         for n in wanted
@@ -271,18 +469,36 @@ def _compare(wanted, found, path):
         listed = "".join(f"\n  {row}" for row in rows[:5])
         more = f"\n  and {len(rows) - 5} more" if len(rows) > 5 else ""
         raise ValueError(
-            f"{path} does not hold the weights of this model; nothing was loaded:"
-            f"{listed}{more}\nBuild the net that the file is for, or copy what fits "
-            "with keras_fcn.transplant."
+            f"it does not hold the weights of this model; nothing was loaded:{listed}"
+            f"{more}\nBuild the net that the file is for, or copy what fits with "
+            "keras_fcn.transplant."
         )
 
 
-def _read(file, name, path):
-    array = file[name][()].astype("float32")
-    if not (np.abs(array) < MAX_MAGNITUDE).all():
-        raise ValueError(
-            f"{path}: {name} holds a number that is not finite or beyond "
-            f"{MAX_MAGNITUDE:g}; expected trained weights. Nothing was loaded: fetch "
-            "or convert the file again."
-        )
-    return array
+def _shown(name):
+    """Returns a name from a file as it may be printed."""
+    return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
+
+
+def _read(dataset, name):
+    if dataset.chunks:
+        _check_chunks(dataset, name)
+    array = dataset[()]
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _check_chunks(dataset, name):
+    """Makes sure that no chunk is larger than it says: deflate knows no limit."""
+    limit = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    chunks = []
+    dataset.id.chunk_iter(chunks.append)
+    for chunk in chunks:
+        size = chunk.size
+        if size <= limit and dataset.compression and not chunk.filter_mask:
+            _, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
+            size = len(zlib.decompressobj().decompress(packed, limit + 1))
+        if size > limit:
+            raise ValueError(
+                f"{_shown(name)} holds a chunk of more than its {limit:,} bytes; "
+                "expected no more. Fetch or convert it again."
+            )

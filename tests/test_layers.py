@@ -97,9 +97,8 @@ def test_a_bilinear_kernel_that_is_not_square_is_refused(shape):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("size", [(1, 1), (5, 3)])
-def test_bilinear_upsampling_is_the_deconvolution_of_caffe(kernel, size):
-    x, factor = noise(2, *size, 3), factor_of(kernel)
+def test_bilinear_upsampling_is_the_deconvolution_of_caffe(kernel):
+    x, factor = noise(2, 5, 3, 3), factor_of(kernel)
     expected = oracle.deconvolution(
         oracle.to_caffe(x), oracle.bilinear_filler(3, kernel), stride=factor
     )

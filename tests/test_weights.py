@@ -1,0 +1,716 @@
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_fcn import weights
+from keras_fcn.models import classifier, fcn, late_fusion, save_checkpoint
+
+THIN = {"width": 1 / 64}
+NETS = {
+    f"{backbone}-{stride}s": lambda backbone=backbone, stride=stride: fcn(
+        backbone, stride, 3, **THIN
+    )
+    for backbone in ("alexnet", "vgg16", "googlenet")
+    for stride in (32, 16, 8, 4)
+} | {
+    "alexnet-classifier": lambda: classifier("alexnet", 7, **THIN),
+    "vgg16-classifier": lambda: classifier("vgg16", 7, **THIN),
+    "googlenet-classifier": lambda: classifier("googlenet", 7, **THIN),
+    "vgg16-8s-learned": lambda: fcn("vgg16", 8, 3, upsampling="learned", **THIN),
+    "vgg16-8s-other-classes": lambda: fcn("vgg16", 8, 4, **THIN),
+    "vgg16-8s-wider": lambda: fcn("vgg16", 8, 3, width=1 / 32),
+    "vgg16-32s-depth": lambda: fcn("vgg16", 32, 3, input_channels=4, **THIN),
+    "vgg16-16s-two-heads": lambda: fcn("vgg16", 16, {"sem": 3, "geo": 2}, **THIN),
+    "vgg16-32s-late-fusion": lambda: late_fusion("vgg16", 32, 3, **THIN),
+}
+
+
+def small():
+    """A net of three hidden layers and one that may start at zero."""
+    relu = {"activation": "relu", "padding": "same"}
+    return keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.Conv2D(4, 3, name="conv1", **relu),
+            layers.Conv2D(5, 3, name="conv2", **relu),
+            layers.Conv2D(6, 3, name="conv3", **relu),
+            layers.Conv2D(2, 1, name="score", kernel_initializer="zeros"),
+        ]
+    )
+
+
+def fill(model, seed=0):
+    """Fills a model with numbers of its own, and returns it."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        variable.assign(rng.standard_normal(variable.shape).astype("float32"))
+    return model
+
+
+def numbers(model):
+    """All weights of a model by name, bit for bit."""
+    return {
+        f"{layer.name}/{i}": keras.ops.convert_to_numpy(variable).tobytes()
+        for layer in model.layers
+        for i, variable in enumerate(layer.weights)
+    }
+
+
+def resident(field):
+    """Resident memory in MB: VmRSS is now, VmHWM the most since it was last reset."""
+    with open("/proc/self/status") as file:
+        return next(int(x.split()[1]) for x in file if x.startswith(field)) / 1000
+
+
+EVENTS = []
+FORBIDDEN = ("marshal.loads", "pickle.find_class", "exec", "compile", "import")
+FORBIDDEN += ("socket.", "subprocess.", "os.system", "os.posix_spawn", "ctypes.")
+sys.addaudithook(
+    lambda event, _: EVENTS.append(event) if event.startswith(FORBIDDEN) else None
+)
+
+
+@contextlib.contextmanager
+def harmless():
+    """Holds a block to 1 s, 50 MB, and to running no code and using no network."""
+
+    def too_long(*_):
+        raise TimeoutError("more than 5 s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(5)  # a read that hangs would hang the tests
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before, start = resident("VmRSS"), time.process_time()
+    EVENTS.clear()
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+    assert not EVENTS
+    assert time.process_time() - start < 1
+    assert resident("VmHWM") - before < 50
+
+
+def refused(model, path, match=""):
+    """Checks that a file is refused, names itself, and changes nothing."""
+    before = numbers(model)
+    with pytest.raises(ValueError, match=match) as caught, harmless():
+        weights.load(model, path)
+    assert str(path) in str(caught.value)
+    assert numbers(model) == before
+    return str(caught.value)
+
+
+@pytest.fixture
+def model():
+    return fill(small())
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    path = tmp_path / "net.h5"
+    weights.save(model, path)
+    with contextlib.suppress(ValueError):
+        weights.load(small(), tmp_path / "net.h5", extra=["warm"])  # lazy imports
+    return path
+
+
+# Saving
+
+
+def test_the_file_shows_layers_and_in_them_their_weights(path, model):
+    with h5py.File(path) as file:
+        assert set(file) == {"conv1", "conv2", "conv3", "score"}
+        assert set(file["conv1"]) == {"kernel", "bias"}
+        kernel = keras.ops.convert_to_numpy(model.get_layer("conv1").kernel)
+        np.testing.assert_array_equal(file["conv1/kernel"][()], kernel)
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        weights.save(fill(small()), tmp_path / name, metadata={"b": 1, "a": [2]})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_plain_keras_loads_every_net_by_order_and_by_name(name, tmp_path):
+    source = fill(NETS[name]())
+    weights.save(source, tmp_path / "net.h5", metadata={"any": "thing"})
+    for arguments in ({}, {"by_name": True}):
+        target = NETS[name]()
+        target.load_weights(tmp_path / "net.h5", **arguments)
+        assert numbers(target) == numbers(source)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_any_float_type_on_disk_comes_back_as_near_as_it_can(dtype, tmp_path, model):
+    path = tmp_path / "net.h5"
+    weights.save(model, path, dtype=dtype)
+    target = small()
+    weights.load(target, path)
+    for there, here in zip(model.weights, target.weights, strict=True):
+        rounded = keras.ops.convert_to_numpy(there).astype(dtype)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(here), rounded)
+    with h5py.File(path) as file:
+        assert file["conv1/kernel"].dtype == np.dtype(dtype)
+
+
+def test_weights_in_bfloat16_come_back_bit_for_bit(tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        source, target = fill(small()), small()
+    finally:
+        keras.config.set_dtype_policy(before)
+    weights.save(source, tmp_path / "net.h5")
+    weights.load(target, tmp_path / "net.h5")
+    assert numbers(target) == numbers(source)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "complex64", "bool"])
+def test_types_that_could_not_be_loaded_are_not_saved(dtype, tmp_path, model):
+    with pytest.raises(ValueError, match=f"dtype='{dtype}'.*expected \"float16\""):
+        weights.save(model, tmp_path / "net.h5", dtype=dtype)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"), [(np.nan, None), (-np.inf, None), (1e6, None), (7e4, "float16")]
+)
+def test_numbers_that_could_not_be_loaded_are_not_saved(number, dtype, tmp_path, model):
+    (tmp_path / "net.h5").write_bytes(b"an earlier file")
+    model.get_layer("conv2").bias.assign([0, 0, number, 0, 0])
+    with pytest.raises(ValueError, match=r"conv2/bias holds .*net.h5 was not written"):
+        weights.save(model, tmp_path / "net.h5", dtype=dtype)
+    assert (tmp_path / "net.h5").read_bytes() == b"an earlier file"
+
+
+def test_layers_of_one_name_are_refused(tmp_path):
+    image = keras.Input((None, None, 3))
+    inner = keras.Sequential([layers.Conv2D(3, 1, name="a"), layers.ReLU()], name="b")
+    model = keras.Model(image, layers.Conv2D(3, 1, name="c")(inner(image)))
+    inner.layers[0].kernel.path = inner.layers[0].bias.path
+    model.layers[1].weights[0]._path = model.layers[1].weights[1].path
+    with pytest.raises(ValueError, match="Two weights of the model are called b/"):
+        weights.save(model, tmp_path / "net.h5")
+
+
+# Files on disk
+
+
+@contextlib.contextmanager
+def umask(mask):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_file_has_the_rights_that_the_umask_leaves(mask, tmp_path):
+    with umask(mask):
+        weights.write_bytes(tmp_path / "file", b"abc")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_writing_leaves_the_umask_of_other_threads_alone(tmp_path, monkeypatch):
+    def never(mask):
+        raise AssertionError("the umask is the whole process's")
+
+    monkeypatch.setattr(os, "umask", never)
+    threads = [
+        threading.Thread(target=weights.write_bytes, args=(tmp_path / str(i), b"abc"))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [str(i) for i in range(8)]
+
+
+def test_two_writers_of_one_file_leave_one_whole_file(tmp_path):
+    contents = [bytes([i]) * 1_000_000 for i in range(8)]
+    threads = [
+        threading.Thread(target=weights.write_bytes, args=(tmp_path / "file", content))
+        for content in contents
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_bytes() in contents
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(exists, tmp_path):
+    (tmp_path / "large disk").mkdir()
+    target = tmp_path / "large disk" / "file"
+    if exists:
+        target.write_bytes(b"before")
+    link = tmp_path / "link"
+    link.symlink_to("large disk/file")
+    weights.write_bytes(link, b"after")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"after"
+
+
+def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path, model):
+    with pytest.raises(FileNotFoundError) as caught:
+        weights.save(model, tmp_path / "nowhere" / "net.h5")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "net.h5")
+
+
+def survives(path, error, number, size):
+    """Checks that a write which fails half way leaves the earlier file, and no other."""
+    weights.write_bytes(path, b"before")
+    with pytest.raises(error) as caught:
+        weights.write_bytes(path, bytes(size))
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    assert path.read_bytes() == b"before"
+    assert list(path.parent.iterdir()) == [path]
+    return str(caught.value)
+
+
+def test_a_write_that_fails_half_way_leaves_the_earlier_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        survives(tmp_path / "file", OSError, errno.EFBIG, 100_001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_earlier_file_and_says_how_much_is_free(tmp_path):
+    options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
+    if os.getuid() or subprocess.run(["mount", *options], check=False).returncode:
+        pytest.skip("A full disk takes a small one, which only root can mount.")
+    try:
+        message = survives(tmp_path / "file", OSError, errno.ENOSPC, 1_000_000)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert f"needs more than the {256 * 1024 - 4096:,} bytes that are free" in message
+
+
+def test_killed_while_it_writes_a_process_leaves_the_earlier_or_the_later_file(tmp_path):
+    path = tmp_path / "file"
+    weights.write_bytes(path, bytes(4_000_000))
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        child = os.fork()
+        if child == 0:
+            while True:
+                for i in range(256):
+                    weights.write_bytes(path, bytes([i]) * 4_000_000)
+        time.sleep(rng.uniform(0.01, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        content = path.read_bytes()
+        assert content == content[:1] * 4_000_000
+
+
+def test_what_killed_writers_left_is_removed_an_hour_later(tmp_path):
+    old, young = tmp_path / ".file.0123abcd.part", tmp_path / ".file.4567cdef.part"
+    other = tmp_path / ".other.0123abcd.part"
+    for part in (old, young, other):
+        part.write_bytes(b"half a file")
+    for part in (old, other):
+        os.utime(part, (time.time() - 3700,) * 2)
+    weights.write_bytes(tmp_path / "file", b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", young.name, other.name}
+
+
+# What the file says of itself
+
+
+@pytest.mark.parametrize("facts", [{}, {"model": {"stride": 8}, "labels": ["Straße"]}])
+def test_what_a_file_says_of_itself_comes_back(facts, tmp_path, model):
+    weights.save(model, tmp_path / "net.h5", metadata=facts)
+    assert weights.metadata(tmp_path / "net.h5") == facts
+
+
+def test_a_file_that_says_nothing_of_itself_has_no_metadata(path):
+    assert weights.metadata(path) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1, 2]",
+        '[["a", 1]]',
+        "null",
+        "",
+        "[" * 100_000,
+        b"\xff\xfe{}",
+        7,
+        ["{}"],
+        h5py.Empty("f4"),
+    ],
+)
+def test_metadata_that_is_no_json_object_is_refused(text, path):
+    with h5py.File(path, "a") as file:
+        file.attrs["keras_fcn"] = text
+    with pytest.raises(ValueError, match=r"net.h5: .*says of itself"), harmless():
+        weights.metadata(path)
+
+
+# Loading
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """{name: (net, its file)}."""
+    folder = tmp_path_factory.mktemp("nets")
+    built = {}
+    for name, build in NETS.items():
+        built[name] = fill(build()), folder / f"{name}.h5"
+        weights.save(*built[name])
+    return built
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_takes_its_own_file_and_no_other_net_s(name, nets):
+    target = NETS[name]()
+    for other, (_, path) in nets.items():
+        if other != name:
+            message = refused(target, path, "does not hold the weights of this model")
+            assert 1 < len(message.splitlines()) <= 8  # the first five are listed
+    source, path = nets[name]
+    weights.load(target, path)
+    assert numbers(target) == numbers(source)
+
+
+def rewrite(path, change):
+    """Writes a file anew after `change({name: array})`, its lists in order."""
+    with h5py.File(path) as file:
+        arrays = {f"{a}/{b}": file[a][b][()] for a in file for b in file[a]}
+    change(arrays)
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        list_names(file)
+
+
+def list_names(file):
+    file.attrs["layer_names"] = [name.encode() for name in file]
+    for layer in file.values():
+        layer.attrs["weight_names"] = [name.encode() for name in layer]
+
+
+DIFFERENCES = {
+    "conv1/bias (4,) is missing": lambda x: x.pop("conv1/bias"),
+    "conv4/bias (4,) is not in the model": lambda x: x.update(
+        {"conv4/bias": x["conv1/bias"]}
+    ),
+    "conv1/scale (4,) is not in the model": lambda x: x.update(
+        {"conv1/scale": x["conv1/bias"]}
+    ),
+    "conv1/bias is (1, 4), expected (4,)": lambda x: x.update(
+        {"conv1/bias": x["conv1/bias"][None]}
+    ),
+    "conv1/kernel is (3, 3, 4, 3), expected (3, 3, 3, 4)": lambda x: x.update(
+        {"conv1/kernel": x["conv1/kernel"].swapaxes(2, 3)}
+    ),
+    "Conv1/kernel (3, 3, 3, 4) is not in the model": lambda x: x.update(
+        {"Conv1/kernel": x.pop("conv1/kernel"), "Conv1/bias": x.pop("conv1/bias")}
+    ),
+    "conv2/bias is (4,), expected (5,)": lambda x: x.update(
+        {"conv1/bias": x["conv2/bias"], "conv2/bias": x["conv1/bias"]}
+    ),
+    "'conv1/\\x1b[2J' (1,) is not in the model": lambda x: x.update(
+        {"conv1/\x1b[2J": np.ones(1)}
+    ),
+    "'conv1/aaaa": lambda x: x.update({f"conv1/{'a' * 60_000}": np.ones(1)}),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_a_difference_is_named(difference, path):
+    rewrite(path, DIFFERENCES[difference])
+    message = refused(small(), path)
+    assert difference in message
+    assert len(message) < 1000
+
+
+def test_missing_extra_and_mismatched_weights_are_reported_together(path):
+    def change(arrays):
+        arrays["conv9/kernel"] = arrays.pop("conv1/kernel")
+        arrays["conv2/bias"] = np.ones(9)
+
+    rewrite(path, change)
+    assert refused(small(), path).splitlines()[1:4] == [
+        "  conv1/kernel (3, 3, 3, 4) is missing",
+        "  conv9/kernel (3, 3, 3, 4) is not in the model",
+        "  conv2/bias is (9,), expected (5,)",
+    ]
+
+
+def test_layers_may_be_missing_or_extra_where_that_is_said(path, model):
+    def change(arrays):
+        for weight in ("kernel", "bias"):
+            arrays[f"extra/{weight}"] = arrays.pop(f"conv1/{weight}")
+
+    rewrite(path, change)
+    target = fill(small(), seed=1)
+    before = numbers(target)
+    weights.load(target, path, missing=["conv1"], extra=["extra"])
+    expected = {**numbers(model), "conv1/0": before["conv1/0"]}
+    assert numbers(target) == {**expected, "conv1/1": before["conv1/1"]}
+
+
+def test_half_a_layer_is_not_a_missing_layer(path):
+    rewrite(path, lambda arrays: arrays.pop("conv1/bias"))
+    with pytest.raises(ValueError, match=r"conv1/bias \(4,\) is missing"):
+        weights.load(small(), path, missing=["conv1"])
+
+
+@pytest.mark.parametrize("failing", range(8))
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_assignment_that_fails_undoes_those_before_it(
+    failing, error, path, monkeypatch
+):
+    target = fill(small(), seed=1)
+    before, assign, calls = numbers(target), keras.Variable.assign, []
+
+    def fail(variable, value):
+        calls.append(variable)
+        if len(calls) == failing + 1:
+            raise error("no memory")
+        return assign(variable, value)
+
+    monkeypatch.setattr(keras.Variable, "assign", fail)
+    with pytest.raises(error, match="no memory"):
+        weights.load(target, path)
+    assert numbers(target) == before
+
+
+FAULTS = {
+    "nan": lambda x: x.__setitem__((0,) * x.ndim, np.nan),
+    "infinity": lambda x: x.__setitem__((-1,) * x.ndim, -np.inf),
+    "1e7": lambda x: x.__setitem__((0,) * x.ndim, 1e7),
+    "zeros": lambda x: x.fill(0),
+    "strings": lambda x: x.astype("S"),
+    "complex": lambda x: x.astype("complex64"),
+}
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_numbers_that_no_training_leaves_are_refused(layer, fault, path):
+    def change(arrays):
+        kernel = arrays[f"{layer}/kernel"]
+        changed = FAULTS[fault](kernel)
+        arrays[f"{layer}/kernel"] = kernel if changed is None else changed
+
+    rewrite(path, change)
+    refused(fill(small(), seed=1), path, f"{layer}/kernel holds")
+
+
+def test_a_score_layer_may_still_be_zero(tmp_path):
+    source, target = small(), fill(small())
+    weights.save(source, tmp_path / "net.h5")
+    weights.load(target, tmp_path / "net.h5")
+    assert numbers(target) == numbers(source)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"chunks": (3, 2, 3, 1)}])
+def test_compressed_files_load(options, path, model):
+    with h5py.File(path, "a") as file:
+        array = file["conv1/kernel"][()]
+        del file["conv1/kernel"]
+        file["conv1"].create_dataset("kernel", data=array, compression="gzip", **options)
+    target = small()
+    weights.load(target, path)
+    assert numbers(target) == numbers(model)
+
+
+# Hostile files
+
+
+def replace(make):
+    """A tamper that puts something else where an array was."""
+
+    def tamper(file, name):
+        array = file[name][()]
+        del file[name]
+        make(file, name, array)
+
+    return tamper
+
+
+def dataset(**options):
+    return replace(lambda file, name, array: file.create_dataset(name, **options))
+
+
+def cast(dtype):
+    return replace(lambda f, name, array: f.create_dataset(name, data=array.astype(dtype)))
+
+
+def filtered(**options):
+    return replace(lambda f, n, array: f.create_dataset(n, data=array, **options))
+
+
+def link(make):
+    return replace(lambda file, name, array: file.__setitem__(name, make(file)))
+
+
+def plant(folder, array):
+    """Writes a sound array for links to find, and returns its path."""
+    with h5py.File(folder / "secret.h5", "w") as file:
+        file["k"] = array
+    return str(folder / "secret.h5")
+
+
+def external_link(file, name):
+    array = file[name][()]
+    del file[name]
+    folder = os.path.dirname(file.filename)
+    with h5py.File(f"{folder}/secret.h5", "w") as secret:
+        secret["k"] = array
+    file[name] = h5py.ExternalLink("secret.h5", "/k")
+
+
+def external_storage(file, name):
+    array = file[name][()]
+    del file[name]
+    secret = f"{os.path.dirname(file.filename)}/secret"
+    array.tofile(secret)
+    file.create_dataset(name, array.shape, "f4", external=[(secret, 0, array.nbytes)])
+
+
+def virtual(file, name):
+    external_link(file, name)
+    del file[name]
+    with h5py.File(f"{os.path.dirname(file.filename)}/secret.h5") as secret:
+        layout = h5py.VirtualLayout(secret["k"].shape, "f4")
+        layout[...] = h5py.VirtualSource(secret["k"])
+    file.create_virtual_dataset(name, layout)
+
+
+def virtual_of_a_pipe(file, name):
+    """HDF5 opens the source to know the shape: of a pipe, that takes for ever."""
+    del file[name]
+    pipe = f"{os.path.dirname(file.filename)}/pipe"
+    if not os.path.exists(pipe):
+        os.mkfifo(pipe)
+    endless = slice(h5py.h5s.UNLIMITED)
+    layout = h5py.VirtualLayout((3, 3), "f4", maxshape=(None, 3))
+    layout[endless] = h5py.VirtualSource(pipe, "k", (3, 3), maxshape=(None, 3))[endless]
+    file.create_virtual_dataset(name, layout)
+
+
+def deflate_bomb(file, name):
+    """A chunk of some bytes, packed from 256 MB."""
+    array = file[name][()]
+    del file[name]
+    item = file.create_dataset(
+        name, array.shape, "f4", chunks=array.shape, compression="gzip"
+    )
+    packer = zlib.compressobj()
+    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(256))
+    item.id.write_direct_chunk((0,) * array.ndim, packed + packer.flush())
+
+
+def cycle(file, name):
+    file[f"{name}s"] = file["/"]
+
+
+def deep(file, name):
+    file.create_group("/".join("a" * 2000))
+
+
+def many(file, name):
+    for i in range(10_001):
+        file.create_group(f"many/{i}")
+
+
+def slash(file, name):
+    """Renames a layer, in the raw bytes below, to a path."""
+    file["conv1x.."] = h5py.SoftLink("/nowhere")
+
+
+def raw_attribute(file, name):
+    file.attrs["huge"] = np.zeros(15_000_000) if file.libver[0] == "latest" else "a"
+
+
+TAMPERS = {
+    "shape bomb": dataset(shape=(3, 3, 3, 2**40), dtype="f4", chunks=(3, 3, 3, 4)),
+    "plain shape bomb": dataset(shape=(2**20, 2**20, 2**20), dtype="f4"),
+    "many dimensions": dataset(shape=(2,) * 32, dtype="f4"),
+    "no data": replace(lambda f, n, a: f.create_dataset(n, a.shape, "f4")),
+    "no chunks": replace(lambda f, n, a: f.create_dataset(n, a.shape, "f4", chunks=True)),
+    "chunk larger than the array": replace(
+        lambda f, n, a: f.create_dataset(
+            n, data=a, chunks=(64,) * a.ndim, maxshape=(None,) * a.ndim
+        )
+    ),
+    "deflate bomb": deflate_bomb,
+    "no shape": dataset(data=h5py.Empty("f4")),
+    "strings": cast("S"),
+    "strings of any length": replace(
+        lambda f, n, a: f.create_dataset(n, a.shape, h5py.string_dtype(), data="x")
+    ),
+    "8-bit integers": cast("i1"),
+    "64-bit integers": cast("i8"),
+    "booleans": cast("bool"),
+    "128-bit floats": cast("longdouble"),
+    "complex": cast("complex64"),
+    "records": cast([("a", "f4")]),
+    "object references": link(lambda f: f["score/bias"].ref),
+    "region references": link(lambda f: f["score/bias"].regionref[:]),
+    "named type": link(lambda f: np.dtype("f4")),
+    "group in place of an array": replace(lambda f, n, a: f.create_group(n)),
+    "soft link": link(lambda f: h5py.SoftLink("/score/bias")),
+    "soft link to nowhere": link(lambda f: h5py.SoftLink("/nowhere")),
+    "soft link to itself": link(lambda f: h5py.SoftLink(".")),
+    "external link": external_link,
+    "cycle": cycle,
+    "one array twice": link(lambda f: f["score/bias"]),
+    "one layer twice": lambda f, n: f.__setitem__("conv9", f["score"]),
+    "virtual array": virtual,
+    "virtual array of a pipe": virtual_of_a_pipe,
+    "external storage": external_storage,
+    "szip": filtered(compression="szip"),
+    "lzf": filtered(compression="lzf"),
+    "scale and offset": filtered(scaleoffset=3),
+    "checksums": filtered(fletcher32=True),
+    "deep groups": deep,
+    "many groups": many,
+    "huge attribute": lambda f, n: f.attrs.create("huge", "a" * 100_000_000),
+    "no layer_names": lambda f, n: f.attrs.__delitem__("layer_names"),
+    "short layer_names": lambda f, n: f.attrs.modify("layer_names", [b"conv1"]),
+    "text as layer_names": lambda f, n: f.attrs.modify("layer_names", "conv1"),
+    "no weight_names": lambda f, n: f["conv1"].attrs.__delitem__("weight_names"),
+    "long weight_names": lambda f, n: f["conv1"].attrs.modify(
+        "weight_names", [b"kernel"] * 3
+    ),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERS)
+def test_headers_are_judged_before_data(tamper, path):
+    with h5py.File(path, "a") as file:
+        TAMPERS[tamper](file, "conv1/kernel")
+        if "names" not in tamper:
+            list_names_if_possible(file)
+    refused(fill(small(), seed=1), path)
+    with contextlib.suppress(ValueError), harmless():
+        weights.metadata(path)
