@@ -249,7 +249,7 @@ def limit_memory(megabytes):
 
 
 def fuzz(reader, count, first, folder, findings):
-    """Reads mutants, several thousand a child, and counts what came.
+    """Reads mutants in a child, a new one after each crash, and counts what came.
 
     Args:
         reader: The module to try.
@@ -262,9 +262,8 @@ def fuzz(reader, count, first, folder, findings):
         (read, refused, broken promises, longest time in seconds).
     """
     files = list(seeds().values())
-    shared = np.frombuffer(
-        mmap.mmap(-1, 40), np.float64
-    )  # at, read, refused, bad, worst
+    # With the child: number of the mutant, read, refused, broken, longest time.
+    shared = np.frombuffer(mmap.mmap(-1, 40), np.float64)
     path = folder / "mutant.caffemodel"
 
     def work():

@@ -401,16 +401,15 @@ def _messages():
     for kind, fields in _SCHEMA.items():
         descriptor = proto.message_type.add(name=kind)
         for name, (number, type) in fields.items():
-            if type not in _LARGE:
-                field = descriptor.field.add(name=name, number=number)
-                many = type == "dims"
-                field.label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
-                if type in _SCHEMA:
-                    field.type_name = type
-                else:
-                    field.type = (
-                        field.TYPE_BYTES if type == "bytes" else field.TYPE_INT64
-                    )
+            if type in _LARGE:
+                continue
+            field = descriptor.field.add(name=name, number=number)
+            many = type == "dims"
+            field.label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+            if type in _SCHEMA:
+                field.type_name = type
+            else:
+                field.type = field.TYPE_BYTES if type == "bytes" else field.TYPE_INT64
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return {

@@ -226,7 +226,8 @@ def _net(name):
             f"{name!r} is no net; expected a backbone and a stride such as vgg16-8s, "
             "a name that `keras-fcn list` prints, or an .h5 file."
         )
-    return models.build({"model": {"backbone": backbone, "stride": strides[stride]}})
+    entry = {"model": {"backbone": backbone, "stride": strides[stride]}}
+    return models.build(entry)
 
 
 def _predict(options):

@@ -78,19 +78,20 @@ def retry(attempt):
     count starts anew with every progress. A host that never answers is given up after
     `UNREACHABLE_SECONDS`.
     """
-    start, failures = time.monotonic(), 0
+    start, failures, answered = time.monotonic(), 0, False
     while True:
         try:
             return attempt()
         except DownloadError as error:
             failures = 1 if error.progress else failures + 1
+            answered = answered or error.reached
             if not error.again or failures > len(WAITS):
                 raise
             wait = error.after
             if wait is None:
                 wait = WAITS[failures - 1] * random.uniform(0.5, 1.5)
             late = time.monotonic() + wait - start > UNREACHABLE_SECONDS
-            if late and not error.reached:
+            if late and not answered:
                 raise
         time.sleep(wait)
 
@@ -260,7 +261,9 @@ def _open(url, have, version):
             again=not isinstance(error.reason, ssl.SSLCertVerificationError),
             reached=False,
         ) from error
-    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+    except DownloadError:  # of a redirect
+        raise
+    except (http.client.HTTPException, OSError) as error:
         raise DownloadError(
             f"{url} gave no answer: {_reason(error)}", again=True
         ) from error

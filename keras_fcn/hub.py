@@ -33,14 +33,12 @@ try:
 except ImportError:  # Windows: every process downloads for itself
     fcntl = None
 
-CHECKPOINT_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{,99}")
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{,199}")
-REPOSITORY = re.compile(rf"{FILE_NAME.pattern}/{FILE_NAME.pattern}")
-REVISION = re.compile(r"[0-9a-f]{40}")
-ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+CHECKPOINT_NAME = r"[a-z0-9_-][a-z0-9._-]{,99}"
+FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{,199}"
+ETAG = r"[0-9a-f]{40}|[0-9a-f]{64}"
 DIGESTS = ("sha256", "sha1", "md5")
-ORPHAN_SECONDS = 3600  # a file of an unfinished transfer this old has no owner left
-# Exceptions of the Hub client, by name: their library differs between its versions.
+ORPHAN_SECONDS = 3600  # what an unfinished transfer left this long ago has no owner
+# Exceptions of the Hub's client, by name: their library differs between its versions.
 FINAL = {"OfflineModeIsEnabled", "TooManyRedirects", "UnsupportedProtocol"}
 
 logger = logging.getLogger("keras_fcn")
@@ -61,8 +59,8 @@ def fetch(name, entry, port, *, trust_first_download=False):
             hash. Its hash is kept, and holds from then on.
 
     Returns:
-        `pathlib.Path` of the file. Its content has the hash that was published or, of a
-        ported file, the one that was recorded when the verified original was ported.
+        `pathlib.Path` of the file. Its content has the hash that was published or, if
+        it was ported, the one recorded when the verified original was.
 
     Raises:
         ValueError: If a name, a URL or a file's content is not what it should be.
@@ -79,7 +77,7 @@ def fetch(name, entry, port, *, trust_first_download=False):
             return path
         try:
             if "hub" in entry:
-                return _from_hub(name, entry)
+                return _from_hub(entry["hub"])
             return _from_first_host(name, entry, port, exclusive, trust_first_download)
         except DownloadError as error:
             raise OSError(
@@ -88,17 +86,10 @@ def fetch(name, entry, port, *, trust_first_download=False):
 
 
 def cache_folder():
-    """`KERAS_FCN_CACHE`, else `keras_fcn` in the user's cache folder."""
-    folder = os.environ.get("KERAS_FCN_CACHE")
-    if not folder:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "keras_fcn"
-    try:
-        return Path(folder).expanduser().absolute()
-    except RuntimeError as error:
-        raise OSError(
-            f"No home folder for the cache {folder}: set KERAS_FCN_CACHE to a folder "
-            "that can be written."
-        ) from error
+    """Returns `KERAS_FCN_CACHE`, else `keras_fcn` in the user's cache folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("KERAS_FCN_CACHE") or f"{caches}/keras_fcn"
+    return Path(folder).expanduser().absolute()
 
 
 # What is there: read only, no request
@@ -107,69 +98,67 @@ def cache_folder():
 def _cached(name, entry):
     """The verified file if it is here, else None."""
     path = cache_folder() / f"{name}.h5"
-    if path.is_file() and _measure(path)["sha256"] in _accepted(name, entry):
+    if _measure(path).get("sha256") in _accepted(name, entry):
         return path
-    path = _hub_cached(entry["hub"]) if "hub" in entry else None
-    if path and _agrees(_measure(path), entry["hub"]):
-        return path
+    if "hub" in entry:
+        from huggingface_hub import try_to_load_from_cache  # others telephone first
+
+        hub = entry["hub"]
+        path = try_to_load_from_cache(hub["repo"], hub["file"], None, hub["revision"])
+        if isinstance(path, str) and _agrees(_measure(Path(path)), hub):
+            return Path(path)
     return None
 
 
 def _accepted(name, entry):
     """The hashes that `name`.h5 in our cache may have."""
-    accepted = {entry["hub"]["sha256"]} if "hub" in entry else set()
-    record = _record(name)
-    if record and (
-        not record["source"] or _agrees(record["source"], _published(entry))
-    ):
+    hub, record, published = entry.get("hub"), _record(name), _published(entry)
+    accepted = {hub["sha256"]} if hub else set()
+    if record and record["source"] is None and not hub:
+        accepted.add(record["sha256"])
+    if record and record["source"] and _agrees(record["source"], published):
         accepted.add(record["sha256"])
     return accepted
 
 
-def _hub_cached(hub):
-    from huggingface_hub import try_to_load_from_cache  # any other call may telephone
-
-    path = try_to_load_from_cache(hub["repo"], hub["file"], revision=hub["revision"])
-    return Path(path) if isinstance(path, str) else None
-
-
 def _record(name):
-    """What was recorded of `name`.h5, `{"sha256", "bytes", "source"}`, or None.
+    """What was recorded of `name`.h5: its length, sha256 and `source`, or None.
 
     `source` holds the URL, length and hashes of the caffemodel; it is None if somebody
     put the HDF5 file there and trusted it.
     """
+    path = cache_folder() / f"{name}.json"
     try:
-        path = cache_folder() / f"{name}.json"
         record = json.loads(path.read_bytes()) if path.is_file() else None
-        return {key: record[key] for key in ("sha256", "bytes", "source")}
+        return {key: record[key] for key in ("bytes", "sha256", "source")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _published(entry):
-    """The length and hashes that the manifest states of the caffemodel, if any hash."""
+    """The hashes, and the length, that the manifest states of the caffemodel."""
     source = entry.get("caffemodel", {})
     stated = {key: source[key] for key in ("bytes", *DIGESTS) if key in source}
-    return {} if set(stated) <= {"bytes"} else stated
+    return stated if stated.keys() - {"bytes"} else {}
 
 
 def _left_by_hand(name, entry, trust):
-    """`name`.h5 that somebody put there and trusts; removes one that we had ported."""
-    path = cache_folder() / f"{name}.h5"
+    """`name`.h5 that somebody put there and trusts; removes a port gone bad."""
+    path, record = cache_folder() / f"{name}.h5", _record(name)
     if not os.path.lexists(path):
         return None
-    record = _record(name)
+    found = _measure(path)
+    if found.get("sha256") in _accepted(name, entry):  # where locks do nothing
+        return path
     recorded = os.path.lexists(path.with_suffix(".json"))
-    if not path.is_file() or (recorded and (record is None or record["source"])):
+    if not found or (recorded and (record is None or record["source"])):
         logger.warning("%s is not what was written there: it is removed", path)
         _discard(path)
         return None
     if recorded or "hub" in entry:
-        raise ValueError(_mismatch(path, _measure(path), record or entry["hub"]))
+        raise ValueError(_mismatch(path, found, entry.get("hub") or record))
     if not trust:
         raise ValueError(_trust_needed(name, entry["caffemodel"]["url"], path))
-    found = _measure(path)
     logger.warning("%s is trusted from now on: %s", path, _facts(found))
     _keep_record(name, found, source=None)
     return path
@@ -178,32 +167,35 @@ def _left_by_hand(name, entry, trust):
 # The Hub
 
 
-def _from_hub(name, entry):
+def _from_hub(hub):
     from huggingface_hub import constants, hf_hub_url
 
-    hub, root = entry["hub"], Path(constants.HF_HUB_CACHE)
-    url = hf_hub_url(**_hub_file(hub))
     _check_online()
+    url = hf_hub_url(hub["repo"], hub["file"], revision=hub["revision"])
     _check_hub_url(url)
-    blobs = root / f"models--{hub['repo'].replace('/', '--')}" / "blobs"
-    _sweep(blobs, "*.incomplete")
+    root = Path(constants.HF_HUB_CACHE).absolute()
+    _sweep(root / f"models--{hub['repo'].replace('/', '--')}/blobs", "*.incomplete")
     check_space(root, hub["bytes"])
-    return _verified(lambda: _download_from_hub(hub, url), hub, url, root)[0]
+    path, _ = _verified(lambda: _download_from_hub(hub, url), hub, url, root)
+    return path
 
 
 def _download_from_hub(hub, url):
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download
 
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
     reached = False
 
     def attempt():
         nonlocal reached
         try:
-            timeout = constants.HF_HUB_ETAG_TIMEOUT
             metadata = get_hf_file_metadata(url, timeout=timeout)
             reached = True
             _check_metadata(metadata, hub, url)
-            return Path(hf_hub_download(**_hub_file(hub), etag_timeout=timeout))
+            path = hf_hub_download(
+                hub["repo"], hub["file"], revision=hub["revision"], etag_timeout=timeout
+            )
+            return Path(path).absolute()
         except (OSError, RuntimeError, errors.HTTPError) as error:
             raise _hub_error(error, hub, url, reached) from error
 
@@ -212,7 +204,7 @@ def _download_from_hub(hub, url):
 
 def _check_metadata(metadata, hub, url):
     # The client uses the ETag as a path and does not compare the commit.
-    if not metadata.etag or not ETAG.fullmatch(metadata.etag):
+    if not re.fullmatch(ETAG, metadata.etag or ""):
         raise ValueError(f"{url} has the ETag {metadata.etag!r}, expected a hash.")
     if metadata.commit_hash != hub["revision"]:
         raise ValueError(
@@ -234,23 +226,21 @@ def _hub_error(error, hub, url, reached):
     from huggingface_hub import constants
 
     if isinstance(error, FileNotFoundError) and error.__cause__:
-        error = error.__cause__  # "check your connection", of any cause
+        error = (
+            error.__cause__
+        )  # the client says "check your connection", whatever it is
     response = getattr(error, "response", None)
     if response is not None:
         return status_error(response.status_code, url, response.headers)
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(Path(constants.HF_HUB_CACHE), hub["bytes"])
+        return disk_full(constants.HF_HUB_CACHE, hub["bytes"])
     if number is not None:
         return OSError(f"{error}: set HF_HOME to a folder that can be written.")
     kind = type(error).__name__
     return DownloadError(
         f"{url} failed: {kind} {error}", again=kind not in FINAL, reached=reached
     )
-
-
-def _hub_file(hub):
-    return dict(repo_id=hub["repo"], filename=hub["file"], revision=hub["revision"])
 
 
 # The first host
@@ -361,19 +351,20 @@ def _agrees(found, expected):
 
 def _discard(path, root=None):
     """Removes `path` and what its links lead to inside `root`, nothing outside."""
-    while path:
-        target = path.parent / os.readlink(path) if path.is_symlink() else None
-        if path.is_dir() and not target:
-            path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
-        target = Path(os.path.normpath(target)) if target else None
-        path = target if target and root and target.is_relative_to(root) else None
+    target = path.parent / os.readlink(path) if path.is_symlink() else None
+    if path.is_dir() and target is None:
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+    if target is not None and root is not None:
+        target = Path(os.path.abspath(target))
+        if target.is_relative_to(root):
+            _discard(target, root)
 
 
 def _move(temporary, path):
     """Makes `temporary` visible as `path`, whole, whatever happens."""
-    with temporary.open("rb") as file:
+    with temporary.open("r+b") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     if fcntl:  # only there can a folder be opened
@@ -398,18 +389,16 @@ def _token():
 @contextlib.contextmanager
 def _lock(name, entry):
     """Holds off other fetches of `name`; yields False where locks do nothing."""
+    folder, variable = cache_folder(), "KERAS_FCN_CACHE"
     if "hub" in entry:
         from huggingface_hub import constants
 
-        folder, variable = Path(constants.HF_HUB_CACHE) / ".locks", "HF_HOME"
-    else:
-        folder, variable = cache_folder(), "KERAS_FCN_CACHE"
-    path = folder / f"{name}.lock"
+        folder, variable = Path(constants.HF_HUB_CACHE, ".locks"), "HF_HOME"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write", str(folder))
-        file, rival = path.open("a"), path.open("a")
+        file, rival = ((folder / f"{name}.lock").open("a") for _ in range(2))
     except OSError as error:
         raise OSError(
             f"{name} is not in the cache, which cannot be written: {error}. Set "
@@ -442,24 +431,23 @@ def _excludes(file, rival, name):
 
 def _check_names(name, entry):
     """Raises `ValueError` for a name that could lead out of the cache."""
-    names = [("checkpoint", CHECKPOINT_NAME, name)]
+    names = [(name, CHECKPOINT_NAME)]
     if "hub" in entry:
-        hub = entry["hub"]
         names += [
-            ("repository", REPOSITORY, hub["repo"]),
-            ("revision", REVISION, hub["revision"]),
-            ("file", FILE_NAME, hub["file"]),
+            (entry["hub"]["repo"], f"{FILE_NAME}/{FILE_NAME}"),
+            (entry["hub"]["revision"], "[0-9a-f]{40}"),
+            (entry["hub"]["file"], FILE_NAME),
         ]
     if "caffemodel" in entry:
         check_url(entry["caffemodel"]["url"])
-        names.append(("file", FILE_NAME, _file_name(entry["caffemodel"]["url"])))
+        names.append((_file_name(entry["caffemodel"]["url"]), FILE_NAME))
     if len(names) == 1:
         raise ValueError(f"{name} has neither `hub` nor `caffemodel` in the manifest.")
-    for kind, pattern, text in names:
-        if not pattern.fullmatch(text):
+    for text, pattern in names:
+        if not re.fullmatch(pattern, text):
             raise ValueError(
-                f"{text!r} is no {kind} name: expected {pattern.pattern}. Correct the "
-                f"manifest's entry of {name!r}."
+                f"{text!r} in the manifest's entry of {name!r} cannot be a name; "
+                f"expected {pattern}."
             )
 
 
@@ -475,8 +463,9 @@ def _check_online():
 
 def _facts(facts):
     words = [f"{facts['bytes']:,} bytes"] if "bytes" in facts else []
-    words += [f"{kind} {facts[kind]}" for kind in DIGESTS if kind in facts]
-    return ", ".join(words)
+    return ", ".join(
+        words + [f"{kind} {facts[kind]}" for kind in DIGESTS if kind in facts]
+    )
 
 
 def _mismatch(what, found, expected):
@@ -500,16 +489,18 @@ def _by_hand(name, entry):
     if "hub" in entry:
         from huggingface_hub import hf_hub_url
 
-        url, facts = hf_hub_url(**_hub_file(entry["hub"])), entry["hub"]
-        path = cache_folder() / f"{name}.h5"
+        facts, path = entry["hub"], cache_folder() / f"{name}.h5"
+        url = hf_hub_url(facts["repo"], facts["file"], revision=facts["revision"])
     else:
-        url, facts = entry["caffemodel"]["url"], entry["caffemodel"]
+        facts, url = entry["caffemodel"], entry["caffemodel"]["url"]
         path = cache_folder() / _file_name(url)
-    text = f"By hand: put {url} ({_facts(facts)}) at {path} and try again."
-    if "caffemodel" not in entry:
-        return text
-    file = _file_name(entry["caffemodel"]["url"])
-    return (
-        f"{text}\nFrom the original file: python tools/convert_caffe.py {file} "
-        f"--checkpoint {name} --output {name}.h5"
-    )
+    lines = [
+        f"By hand: put {url} ({_facts(facts) or 'no hash is published'}) at {path}"
+    ]
+    if "caffemodel" in entry:
+        file = _file_name(entry["caffemodel"]["url"])
+        lines.append(
+            f"Or port the original: python tools/convert_caffe.py {file} "
+            f"--checkpoint {name} --output {name}.h5"
+        )
+    return "\n".join(lines)

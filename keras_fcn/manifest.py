@@ -102,22 +102,22 @@ def label_sets(entry):
     return {head: LABEL_SETS[name] for head, name in labels.items()}
 
 
-def locate(name, entry):
-    """Returns the path of a checkpoint's weights, verified.
+def shipped(name):
+    """Returns the path of a checkpoint's weights that came with the package, verified.
 
     Args:
         name: Of the checkpoint.
-        entry: Its entry.
 
     Raises:
-        OSError: If the file cannot be had.
+        OSError: If the file cannot be read.
         ValueError: If its content is not what the manifest says.
     """
-    path = folder() / entry["file"]["name"]
+    file = checkpoint_info(name)["file"]
+    path = folder() / file["name"]
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != entry["file"]["sha256"]:
+    if found != file["sha256"]:
         raise ValueError(
-            f"{path} has sha256 {found}; expected {entry['file']['sha256']}. Install "
-            "keras_fcn again."
+            f"{path} has sha256 {found}; expected {file['sha256']}. Install keras_fcn "
+            "again."
         )
     return path

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_fcn import manifest
+from keras_fcn import hub, manifest
 from keras_fcn import weights as weight_files
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.features import (
@@ -41,10 +41,20 @@ CLASSIFIERS = {
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint says of itself, and the file of its weights, if any."""
+    """What a checkpoint says of itself, and where its weights are.
+
+    Args:
+        entry: A dict in the manifest's fields.
+        path: Its .h5 file, or None.
+        name: Where there is no path, its name in the manifest, from which the file is
+            found; with neither the weights stay zero.
+        trust_first_download: As in `load_checkpoint`.
+    """
 
     entry: dict
-    path: str | None
+    path: str | None = None
+    name: str | None = None
+    trust_first_download: bool = False
 
 
 # First layer, widest layer, and the filters of that one at width 1.
@@ -308,13 +318,15 @@ def classifier(
 BUILDERS = {"fcn": fcn, "late_fusion": late_fusion, "classifier": classifier}
 
 
-def load_checkpoint(name, *, weights=None):
+def load_checkpoint(name, *, weights=None, trust_first_download=False):
     """Builds the net that a checkpoint is for, and fills it.
 
     Args:
         name: A name that `list_checkpoints` lists, or the path of an .h5 file that
             says what it is, such as one written by `save_checkpoint`.
         weights: The path of an .h5 file to use in place of the checkpoint's own.
+        trust_first_download: Whether to accept a file of which nobody has published
+            a hash; that of the first one is kept, and holds from then on.
 
     Returns:
         A `keras.Model`, as `fcn`, `late_fusion` or `classifier` return it.
@@ -324,16 +336,16 @@ def load_checkpoint(name, *, weights=None):
         OSError: If the file cannot be had.
     """
     entry = checkpoint_entry(name)
-    if weights is None:
-        weights = name if is_path(name) else manifest.locate(name, entry)
-    return build(entry, weights)
+    if weights or is_path(name):
+        return build(entry, weights or name)
+    return _build(Checkpoint(entry, None, name, trust_first_download))
 
 
 def build(entry, weights=None):
     """Builds the net that an entry describes.
 
     Args:
-        entry: As `checkpoint_entry` returns it; only `model` must be there.
+        entry: A dict in the manifest's fields; only `model` must be there.
         weights: The path of an .h5 file; all weights are zero without it.
 
     Returns:
@@ -343,9 +355,13 @@ def build(entry, weights=None):
         ValueError: If the file does not fit.
         OSError: If it cannot be read.
     """
-    arguments = dict(entry["model"])
+    return _build(Checkpoint(entry, weights))
+
+
+def _build(checkpoint):
+    arguments = dict(checkpoint.entry["model"])
     builder = BUILDERS[arguments.pop("builder", "fcn")]
-    return builder(**arguments, weights=Checkpoint(entry, weights))
+    return builder(**arguments, weights=checkpoint)
 
 
 def checkpoint_entry(name):
@@ -455,8 +471,7 @@ def _find(weights, backbone, stride=None):
             f"There is no checkpoint {name!r} for weights={weights!r}; what exists is "
             f"{known}. Choose backbone and stride accordingly, or pass an .h5 file."
         )
-    entry = manifest.checkpoint_info(name)
-    return Checkpoint(entry, manifest.locate(name, entry))
+    return Checkpoint(manifest.checkpoint_info(name), None, name)
 
 
 def _num_classes(num_classes, checkpoint, default):
@@ -465,7 +480,7 @@ def _num_classes(num_classes, checkpoint, default):
     known = manifest.num_classes(checkpoint.entry)
     if None not in (known, num_classes) and known != num_classes:
         raise ValueError(
-            f"The weights {checkpoint.path} have {known} classes but "
+            f"weights={checkpoint.path or checkpoint.name!r} has {known} classes but "
             f"num_classes={num_classes}. Build with weights=None, then "
             "keras_fcn.transplant(trained, model) to keep all but the score layers."
         )
@@ -497,9 +512,25 @@ def _preprocess(x, data, name):
 
 
 def _fill(model, checkpoint):
-    if checkpoint and checkpoint.path:
-        weight_files.load(model, checkpoint.path)
+    if checkpoint and (checkpoint.path or checkpoint.name):
+        weight_files.load(model, checkpoint.path or _weights_file(model, checkpoint))
     return model
+
+
+def _weights_file(model, checkpoint):
+    """Finds the weights of a checkpoint of the manifest, verified."""
+    name, entry = checkpoint.name, checkpoint.entry
+    if "file" in entry:
+        return manifest.shipped(name)
+
+    def port(source, output):
+        from keras_fcn import porting  # and protobuf, which few will need
+
+        porting.port(source, output, model, metadata=entry)
+
+    return hub.fetch(
+        name, entry, port, trust_first_download=checkpoint.trust_first_download
+    )
 
 
 def _check(backbone, stride=32, upsampling="bilinear"):

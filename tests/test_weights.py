@@ -189,7 +189,8 @@ def test_types_that_could_not_be_loaded_are_not_saved(dtype, tmp_path, model):
 
 
 @pytest.mark.parametrize(
-    ("number", "dtype"), [(np.nan, None), (-np.inf, None), (1e6, None), (7e4, "float16")]
+    ("number", "dtype"),
+    [(np.nan, None), (-np.inf, None), (1e6, None), (7e4, "float16")],
 )
 def test_numbers_that_could_not_be_loaded_are_not_saved(number, dtype, tmp_path, model):
     (tmp_path / "net.h5").write_bytes(b"an earlier file")
@@ -210,7 +211,9 @@ class Twins(layers.Layer):
 
 def test_weights_of_one_name_are_refused(tmp_path):
     model = keras.Sequential([keras.Input((3,)), Twins(name="twins")])
-    with pytest.raises(ValueError, match="Two weights of the model are called twins/sc"):
+    with pytest.raises(
+        ValueError, match="Two weights of the model are called twins/sc"
+    ):
         weights.save(model, tmp_path / "net.h5")
 
 
@@ -313,7 +316,9 @@ def test_a_full_disk_leaves_the_earlier_file_and_says_how_much_is_free(tmp_path)
     assert f"needs more than the {256 * 1024 - 4096:,} bytes that are free" in message
 
 
-def test_killed_while_it_writes_a_process_leaves_the_earlier_or_the_later_file(tmp_path):
+def test_killed_while_it_writes_a_process_leaves_the_earlier_or_the_later_file(
+    tmp_path,
+):
     path = tmp_path / "file"
     weights.write_bytes(path, bytes(4_000_000))
     rng = np.random.default_rng(0)
@@ -540,7 +545,9 @@ def test_compressed_files_load(options, path, model):
     with h5py.File(path, "a") as file:
         array = file["conv1/kernel"][()]
         del file["conv1/kernel"]
-        file["conv1"].create_dataset("kernel", data=array, compression="gzip", **options)
+        file["conv1"].create_dataset(
+            "kernel", data=array, compression="gzip", **options
+        )
     target = small()
     weights.load(target, path)
     assert numbers(target) == numbers(model)
@@ -774,7 +781,9 @@ def test_bytes_that_hdf5_would_not_write_are_refused(before, after, match, path)
     refused(fill(small(), seed=1), path, match)
 
 
-@pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n", bytes(9999)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n", bytes(9999)]
+)
 def test_other_files_are_refused(content, tmp_path, path):
     path.write_bytes(content)
     refused(fill(small(), seed=1), path, "is not an HDF5 file")
@@ -808,31 +817,146 @@ def test_mutants_load_or_are_refused(tmp_path):
 # Transplants
 
 
-def output(model, layer, picture):
-    probe = keras.Model(model.inputs, model.get_layer(layer).output)
-    return probe.predict_on_batch(picture)
+def picture(channels=3):
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 50, 70, channels))
+    return pixels.astype("float32")
+
+
+def scored(model, seed=1):
+    """Gives a fresh net's score layers something to say, and returns the net."""
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if layer.name.startswith("score") and layer.weights:
+            layer.kernel.assign(rng.standard_normal(layer.kernel.shape))
+    return model
+
+
+def coarse(model):
+    """The scores that the last layer upsamples."""
+    names = [x.name for x in model.layers if x.name.startswith(("score_fr", "fuse"))]
+    return model.get_layer(names[-1])
 
 
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16", "googlenet"])
-def test_each_stage_begins_with_the_output_of_the_one_before(backbone):
-    picture = np.random.default_rng(0).uniform(0, 255, (1, 70, 90, 3)).astype("float32")
-    source = fill(fcn(backbone, 32, 3, **THIN))
+def test_each_stage_begins_where_the_one_before_ended(backbone):
+    source = scored(fcn(backbone, 32, 3, **THIN))
     for stride in (16, 8, 4):
         target = fcn(backbone, stride, 3, **THIN)
-        skip = target.layers[-1].name and f"score_{list(SKIPS[backbone])[stride]}"
+        fuse = coarse(target)
+        skip = fuse.name.replace("fuse", "score")
         stayed = weights.transplant(source, target)
         assert stayed == [f"{skip}/kernel", f"{skip}/bias"]
-        source = target
+        before = target.get_layer(coarse(source).name)
+        maps = [before.output, fuse.input[0], fuse.output]
+        again, upsampled, fused = keras.Model(target.input, maps)(picture())
+        there = keras.Model(source.input, coarse(source).output)(picture())
+        np.testing.assert_allclose(*map(np_, (again, there)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(*map(np_, (fused, upsampled)))
+        source = scored(target, seed=stride)
 
 
-@pytest.mark.parametrize("layer", ["conv1_1"])
-def test_depth_starts_as_the_mean_of_the_colours(layer):
+def np_(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg16", "googlenet"])
+def test_a_classifier_fills_all_but_the_score_layers(backbone):
+    source, target = fill(classifier(backbone, 7, **THIN)), fcn(backbone, 8, 3, **THIN)
+    stayed = weights.transplant(source, target)
+    kept = {layer.name for layer in target.layers if layer.name.startswith("score")}
+    assert {name.split("/")[0] for name in stayed} <= kept
+    there, here = numbers(source), numbers(target)
+    common = set(there) & set(here)
+    assert len(common) + len(stayed) == len(here)
+    assert all(there[name] == here[name] for name in common)
+
+
+def test_depth_begins_as_the_mean_of_the_colours():
     source = fill(fcn("vgg16", 32, 3, **THIN))
     target = fcn("vgg16", 32, 3, input_channels=4, **THIN)
     assert weights.transplant(source, target) == []
-    colour, depth = (
-        keras.ops.convert_to_numpy(model.get_layer(name).kernel)
-        for model, name in ((source, layer), (target, f"{layer}_bgrd"))
+    colours = np_(source.get_layer("conv1_1").kernel)
+    depth = np_(target.get_layer("conv1_1_bgrd").kernel)
+    np.testing.assert_array_equal(depth[:, :, :3], colours)
+    mean = (colours[:, :, 0] + colours[:, :, 1] + colours[:, :, 2]) / 3
+    np.testing.assert_allclose(depth[:, :, 3], mean, rtol=1e-6)
+    other = fcn("vgg16", 16, 3, input_channels=4, **THIN)
+    weights.transplant(target, other)
+    np.testing.assert_array_equal(np_(other.get_layer("conv1_1_bgrd").kernel), depth)
+
+
+def test_two_nets_transplanted_into_a_late_fusion_are_averaged():
+    plain = {"include_preprocessing": False, **THIN}
+    nets = {
+        stream: scored(fcn("vgg16", 16, 3, **plain), seed)
+        for seed, stream in enumerate(("color", "hha"))
+    }
+    fused = late_fusion("vgg16", 16, 3, **plain)
+    stays = [set(weights.transplant(net, fused, name)) for name, net in nets.items()]
+    assert not set.intersection(*stays)
+    images = {"color": picture(), "hha": picture()[:, ::-1]}
+    outputs = [np_(net(images[stream])) for stream, net in nets.items()]
+    expected = (outputs[0] + outputs[1]) / 2
+    np.testing.assert_allclose(np_(fused(images)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_other_shapes_stay():
+    source, target = fill(small()), small()
+    wider = keras.Sequential(
+        [keras.Input((None, None, 3)), layers.Conv2D(9, 3, name="conv1")]
     )
-    np.testing.assert_array_equal(depth[:, :, :3], colour)
-    np.testing.assert_allclose(depth[:, :, 3], sum(colour[:, :, i] for i in range(3)) / 3)
+    before = numbers(target)
+    names = [f"{layer.name}/{w}" for layer in target.layers for w in ("kernel", "bias")]
+    assert weights.transplant(wider, target) == names
+    assert numbers(target) == before
+    assert weights.transplant(source, target) == []
+    assert numbers(target) == numbers(source)
+
+
+def test_a_transplant_that_fails_half_way_is_undone(monkeypatch):
+    source, target = fill(small()), fill(small(), seed=1)
+    before, assign, calls = numbers(target), keras.Variable.assign, []
+
+    def fail(variable, value):
+        calls.append(variable)
+        if len(calls) == 5:
+            raise MemoryError
+        return assign(variable, value)
+
+    monkeypatch.setattr(keras.Variable, "assign", fail)
+    with pytest.raises(MemoryError):
+        weights.transplant(source, target)
+    assert numbers(target) == before
+
+
+def test_training_the_copy_leaves_the_source_alone():
+    source, target = fill(small()), small()
+    weights.transplant(source, target)
+    before = numbers(source)
+    target.compile("sgd", "mse")
+    target.fit(picture(), np.ones((1, 50, 70, 2)), verbose=0)
+    assert numbers(source) == before
+    assert numbers(target) != before
+    assert np.isfinite(np_(source(picture()))).all()
+
+
+def test_a_checkpoint_says_what_it_is_for_and_loads(tmp_path):
+    source = scored(fcn("vgg16", 16, 3, **THIN))
+    save_checkpoint(source, tmp_path / "net.h5", facts={"license": "none"})
+    assert weights.metadata(tmp_path / "net.h5")["license"] == "none"
+    target = fcn("vgg16", 16, 3, weights=str(tmp_path / "net.h5"), **THIN)
+    assert numbers(target) == numbers(source)
+
+
+@pytest.mark.slow
+def test_a_net_of_full_size_needs_no_more_than_four_times_its_file(tmp_path):
+    path = tmp_path / "net.h5"
+    save_checkpoint(scored(fcn("vgg16", 8, 21)), path)
+    size = path.stat().st_size / 1e6
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = resident("VmRSS")
+    model = fcn("vgg16", 8, 21, weights=str(path))
+    times = {"tensorflow": 4, "jax": 3, "torch": 3}[keras.backend.backend()]
+    assert model.count_params() * 4 < size * 1e6
+    assert resident("VmHWM") - before < times * size
