@@ -219,7 +219,8 @@ def _read_net(walk, size):
             "one of them."
         )
     if len(v1 + v2) > MAX_LAYERS:
-        raise ValueError(f"holds {len(v1 + v2):,} layers; expected {MAX_LAYERS:,}.")
+        count = len(v1 + v2)
+        raise ValueError(f"holds {count:,} layers; expected {MAX_LAYERS:,} at most.")
     layers = {}
     for i, (start, stop) in enumerate(v1 + v2):
         with _naming(f"layer {i}"):

@@ -215,9 +215,9 @@ multiply-adds      {totals["multiply_adds"]:,}""")
 
 def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
-    from keras_fcn import manifest, models
+    from keras_fcn import checkpoints, manifest, models
 
-    if models.is_path(name) or name in manifest.list_checkpoints():
+    if checkpoints.is_path(name) or name in manifest.list_checkpoints():
         return models.build(models.checkpoint_entry(name))
     backbone, _, stride = name.partition("-")
     strides = {f"{stride}s": stride for stride in models.STRIDES}

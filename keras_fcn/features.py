@@ -1,4 +1,4 @@
-"""Layers that know where their cells lie: each adds to the net *and* composes a grid."""
+"""Layers that know where their cells lie: each adds a layer *and* composes a grid."""
 
 from typing import Any, NamedTuple
 
@@ -120,17 +120,16 @@ def upsample(x, factor, onto, *, name, learned=False):
         onto: The `Feature` to be laid onto; its grid decides the kernel's parity.
         name: Of the layer.
         learned: Dense transposed convolution with weights, bilinear at start, in
-            place of the fixed one. A net about to be loaded starts it at zero.
+            place of the fixed one.
     """
     kernel = bilinear_kernel_size(x.grid, factor, onto.grid)
     if learned:
-        drawn = x.kernel_initializer != "zeros"
         layer = layers.Conv2DTranspose(
             x.tensor.shape[-1],
             kernel,
             factor,
             use_bias=False,
-            kernel_initializer=BilinearKernel() if drawn else "zeros",
+            kernel_initializer=BilinearKernel(),
             dtype=_full_precision(),
             name=name,
         )

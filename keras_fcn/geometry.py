@@ -43,9 +43,9 @@ class Grid(NamedTuple):
         cells = (onto.start - self.start) / self.stride
         if self.stride != onto.stride or cells < 0 or cells != int(cells):
             raise ValueError(
-                f"A map on {self} cannot be cropped onto {onto}: expected equal strides "
-                f"and a whole offset of at least 0 cells, got {cells}. Choose another "
-                "kernel parity or more padding at the image."
+                f"A map on {self} cannot be cropped onto {onto}: expected equal "
+                f"strides and a whole offset of at least 0 cells, got {cells}. Choose "
+                "another kernel parity or more padding at the image."
             )
         return int(cells)
 

@@ -33,7 +33,10 @@ def confusion_matrix(truth, prediction, num_classes, void=VOID):
             "expected the same."
         )
     counts = (truth != void) & (truth >= 0) & (truth < num_classes)
-    truth, prediction = truth[counts].astype("int64"), prediction[counts].astype("int64")
+    truth, prediction = (
+        truth[counts].astype("int64"),
+        prediction[counts].astype("int64"),
+    )
     if prediction.size and not 0 <= prediction.min() <= prediction.max() < num_classes:
         raise ValueError(
             f"A prediction holds labels {prediction.min()} to {prediction.max()}; "

@@ -1,12 +1,10 @@
 """The nets of the paper: a backbone, one decoder, and what they are fed."""
 
 import functools
-import pathlib
-from typing import NamedTuple
 
 import keras
 
-from keras_fcn import hub, manifest
+from keras_fcn import checkpoints, manifest
 from keras_fcn import weights as weight_files
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.features import (
@@ -37,31 +35,6 @@ CLASSIFIERS = {
     "alexnet": ({"pad": 0}, "fc8"),
     "vgg16": ({"pad": 1}, "fc8"),
     "googlenet": ({"pad": 3, "average": True}, "loss3_classifier"),
-}
-
-
-class Checkpoint(NamedTuple):
-    """What a checkpoint says of itself, and where its weights are.
-
-    Args:
-        entry: A dict in the manifest's fields.
-        path: Its .h5 file, or None.
-        name: Where there is no path, its name in the manifest, from which the file is
-            found; with neither the weights stay zero.
-        trust_first_download: As in `load_checkpoint`.
-    """
-
-    entry: dict
-    path: str | None = None
-    name: str | None = None
-    trust_first_download: bool = False
-
-
-# First layer, widest layer, and the filters of that one at width 1.
-LANDMARKS = {
-    "alexnet": ("conv1", "fc6", 4096),
-    "vgg16": ("conv1_1", "fc6", 4096),
-    "googlenet": ("conv1_7x7_s2", "inception_5b_3x3", 384),
 }
 
 
@@ -167,7 +140,8 @@ def fcn(
             such as `{"sem": 33, "geo": 3}`. Follows from `weights` where they say
             it; 21, as in VOC, if nothing does.
         weights: None (random trunk, score layers zero), a tag such as "camvid"
-            (`list_checkpoints` lists what exists), or the path of an .h5 file.
+            (`list_checkpoints` lists what exists), the path of an .h5 file, or
+            "imagenet": the classifier's trunk, score layers zero.
         upsampling: "bilinear": fixed and without weights; "learned": transposed
             convolutions, bilinear at start (CVPR 2015).
         skip_scales: `{"pool4": 1e-2, "pool3": 1e-4}` makes the at-once net of VGG16.
@@ -186,8 +160,12 @@ def fcn(
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
     _check(backbone, stride, upsampling)
-    checkpoint = _find(weights, backbone, stride)
-    num_classes = _num_classes(num_classes, checkpoint, default=21)
+    if weights == "imagenet":
+        checkpoint = checkpoints.Checkpoint({})  # all zero, to be transplanted
+    else:
+        checkpoint = checkpoints.find(weights, "fcn", backbone, stride)
+    num_classes = checkpoints.num_classes(num_classes, checkpoint, default=21)
+    skip_scales = checkpoints.skip_scales(skip_scales, checkpoint)
     image = _image("image", input_channels, checkpoint)
     x = image
     if include_preprocessing:
@@ -209,7 +187,11 @@ def fcn(
     }
     outputs = outputs if isinstance(num_classes, dict) else outputs[""]
     model = keras.Model(image.tensor, outputs, name=f"fcn{stride}s_{backbone}")
-    return _fill(model, checkpoint)
+    if weights == "imagenet":
+        source = classifier(backbone, weights=weights, width=width)
+        weight_files.transplant(source, model)
+        return model
+    return checkpoints.fill(model, checkpoint)
 
 
 FCN32s = functools.partial(fcn, stride=32)
@@ -253,8 +235,8 @@ def late_fusion(
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
     _check(backbone, stride, upsampling)
-    checkpoint = _find(weights, backbone, stride)
-    num_classes = _num_classes(num_classes, checkpoint, default=40)
+    checkpoint = checkpoints.find(weights, "late_fusion", backbone, stride)
+    num_classes = checkpoints.num_classes(num_classes, checkpoint, default=40)
     images, scores = {}, {}
     for stream, default in LATE_FUSION_INPUTS.items():
         image = images[stream] = _image(stream, 3, checkpoint)
@@ -272,7 +254,7 @@ def late_fusion(
     outputs = fuse(fused, images["color"], upsampling=upsampling).tensor
     inputs = {stream: image.tensor for stream, image in images.items()}
     model = keras.Model(inputs, outputs, name=f"fcn{stride}s_{backbone}_late_fusion")
-    return _fill(model, checkpoint)
+    return checkpoints.fill(model, checkpoint)
 
 
 def classifier(
@@ -303,7 +285,7 @@ def classifier(
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
     _check(backbone)
-    checkpoint = _find(weights, backbone)
+    checkpoint = checkpoints.find(weights, "classifier", backbone)
     image = _image("image", 3, checkpoint)
     x = image
     if include_preprocessing:
@@ -312,7 +294,7 @@ def classifier(
     *_, x = BACKBONES[backbone](x, width, **arguments).values()
     x = conv(x, num_classes, 1, activation=None, name=last)
     model = keras.Model(image.tensor, x.tensor, name=f"{backbone}_classifier")
-    return _fill(model, checkpoint)
+    return checkpoints.fill(model, checkpoint)
 
 
 BUILDERS = {"fcn": fcn, "late_fusion": late_fusion, "classifier": classifier}
@@ -336,9 +318,9 @@ def load_checkpoint(name, *, weights=None, trust_first_download=False):
         OSError: If the file cannot be had.
     """
     entry = checkpoint_entry(name)
-    if weights or is_path(name):
+    if weights or checkpoints.is_path(name):
         return build(entry, weights or name)
-    return _build(Checkpoint(entry, None, name, trust_first_download))
+    return _build(checkpoints.Checkpoint(entry, None, name, trust_first_download))
 
 
 def build(entry, weights=None):
@@ -355,7 +337,7 @@ def build(entry, weights=None):
         ValueError: If the file does not fit.
         OSError: If it cannot be read.
     """
-    return _build(Checkpoint(entry, weights))
+    return _build(checkpoints.Checkpoint(entry, weights))
 
 
 def _build(checkpoint):
@@ -374,7 +356,7 @@ def checkpoint_entry(name):
         ValueError: If there is no such checkpoint, or if the file does not say.
         OSError: If the file cannot be read.
     """
-    if not is_path(name):
+    if not checkpoints.is_path(name):
         return manifest.checkpoint_info(name)
     entry = weight_files.metadata(name)
     if "model" not in entry:
@@ -452,39 +434,12 @@ def describe(model):
     return entry
 
 
-def is_path(name):
-    """Returns whether `name` is meant as a file: .h5 at the end, or a folder in it."""
-    return str(name).endswith((".h5", ".hdf5")) or len(pathlib.Path(name).parts) > 1
-
-
-def _find(weights, backbone, stride=None):
-    if weights is None or isinstance(weights, Checkpoint):
-        return weights
-    if is_path(weights):
-        return Checkpoint(weight_files.metadata(weights), weights)
-    parts = [backbone, stride and f"{stride}s", weights]
-    name = "-".join(part for part in parts if part)
-    if name not in manifest.list_checkpoints():
-        alike = [n for n in manifest.list_checkpoints() if n.endswith(f"-{weights}")]
-        known = ", ".join(alike or manifest.list_checkpoints())
-        raise ValueError(
-            f"There is no checkpoint {name!r} for weights={weights!r}; what exists is "
-            f"{known}. Choose backbone and stride accordingly, or pass an .h5 file."
-        )
-    return Checkpoint(manifest.checkpoint_info(name), None, name)
-
-
-def _num_classes(num_classes, checkpoint, default):
-    if not checkpoint:
-        return default if num_classes is None else num_classes
-    known = manifest.num_classes(checkpoint.entry)
-    if None not in (known, num_classes) and known != num_classes:
-        raise ValueError(
-            f"weights={checkpoint.path or checkpoint.name!r} has {known} classes but "
-            f"num_classes={num_classes}. Build with weights=None, then "
-            "keras_fcn.transplant(trained, model) to keep all but the score layers."
-        )
-    return known or num_classes or default
+# First layer, widest layer, and the filters of that one at width 1.
+LANDMARKS = {
+    "alexnet": ("conv1", "fc6", 4096),
+    "vgg16": ("conv1_1", "fc6", 4096),
+    "googlenet": ("conv1_7x7_s2", "inception_5b_3x3", 384),
+}
 
 
 def _image(name, channels, checkpoint):
@@ -509,28 +464,6 @@ def _preprocess(x, data, name):
     # Under mixed precision the means are still subtracted in full.
     dtype = keras.config.dtype_policy().variable_dtype
     return x.then(Preprocess(data["channels"], data["mean"], dtype=dtype, name=name))
-
-
-def _fill(model, checkpoint):
-    if checkpoint and (checkpoint.path or checkpoint.name):
-        weight_files.load(model, checkpoint.path or _weights_file(model, checkpoint))
-    return model
-
-
-def _weights_file(model, checkpoint):
-    """Finds the weights of a checkpoint of the manifest, verified."""
-    name, entry = checkpoint.name, checkpoint.entry
-    if "file" in entry:
-        return manifest.shipped(name)
-
-    def port(source, output):
-        from keras_fcn import porting  # and protobuf, which few will need
-
-        porting.port(source, output, model, metadata=entry)
-
-    return hub.fetch(
-        name, entry, port, trust_first_download=checkpoint.trust_first_download
-    )
 
 
 def _check(backbone, stride=32, upsampling="bilinear"):

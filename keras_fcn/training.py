@@ -180,7 +180,9 @@ class ProgressBar(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Prints the epoch's numbers above the bar."""
         numbers = "  ".join(f"{k} {float(v):.4f}" for k, v in (logs or {}).items())
-        self.console.print(f"epoch {epoch + 1:3}  {numbers}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"epoch {epoch + 1:3}  {numbers}", highlight=False, soft_wrap=True
+        )
 
     def on_train_end(self, logs=None):
         """Closes the bar."""

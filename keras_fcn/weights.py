@@ -278,7 +278,7 @@ def to_numpy(variable):
     Args:
         variable: A `keras.Variable`.
     """
-    array = keras.ops.convert_to_numpy(variable)
+    array = keras.ops.convert_to_numpy(variable.value)
     # Neither HDF5 nor NumPy's files have a type for bfloat16.
     return array.astype("float32") if array.dtype.kind == "V" else array
 
@@ -297,7 +297,7 @@ def _variables(model):
     named = {}
     for layer in model.layers:
         for variable in layer.weights:
-            name = f"{layer.name}/{variable.path.removeprefix(f'{layer.name}/')}"
+            name = f"{layer.name}/{_path_within(layer, variable)}"
             if name in named:
                 raise ValueError(
                     f"Two weights of the model are called {name}; expected names of "
@@ -305,6 +305,12 @@ def _variables(model):
                 )
             named[name] = variable
     return named
+
+
+def _path_within(layer, variable):
+    # A layer that its model has built bears the model's name, too.
+    parts = variable.path.split("/")
+    return "/".join(parts[parts.index(layer.name) + 1 if layer.name in parts else 0 :])
 
 
 def _hidden_kernels(model):

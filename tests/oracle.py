@@ -6,6 +6,7 @@ height, width). Loops run over cells; a sum over one window is a sum.
 """
 
 import math
+import zlib
 
 import numpy as np
 
@@ -120,6 +121,9 @@ def eltwise_sum(*xs, coefficients=None):
     return total
 
 
+# Between Caffe and Keras
+
+
 def to_caffe(x):
     """Moves channels from the end to where Caffe has them."""
     return np.moveaxis(np.asarray(x), -1, 1)
@@ -133,3 +137,39 @@ def to_keras(x):
 def kernel_to_keras(weight):
     """Turns a kernel as Keras has it: (height, width, in, out), or out, in."""
     return weight.transpose(2, 3, 1, 0)
+
+
+def blobs(model):
+    """Returns the weights of a net as Caffe would have them, by layer."""
+    found = {}
+    for layer in model.layers:
+        if layer.weights:
+            kernel, *bias = layer.get_weights()
+            found[layer.name] = [kernel.transpose(3, 2, 0, 1), *bias]
+    return found
+
+
+def fill(model, blobs):
+    """Gives a net the weights of one of Caffe, by name: every one, and no more."""
+    names = {name.replace("/", "_"): arrays for name, arrays in blobs.items()}
+    layers = {layer.name: layer for layer in model.layers if layer.weights}
+    if names.keys() != layers.keys():
+        raise ValueError(f"Only one of the two has {names.keys() ^ layers.keys()}.")
+    for name, (kernel, *bias) in names.items():
+        kernel = kernel.reshape(*kernel.shape, *[1] * (4 - kernel.ndim))
+        layers[name].set_weights([kernel_to_keras(kernel), *bias])
+
+
+def draw(model, seed=0):
+    """Gives a net random weights that depend on the names of its layers alone.
+
+    Transposed convolutions keep theirs.
+    """
+    for layer in model.layers:
+        if len(layer.weights) == 2:
+            rng = np.random.default_rng([seed, zlib.crc32(layer.name.encode())])
+            shapes = [weight.shape for weight in layer.weights]
+            kernel, bias = (rng.standard_normal(shape) for shape in shapes)
+            kernel *= np.sqrt(2 / np.prod(kernel.shape[:3]))
+            layer.set_weights([kernel, 0.1 * bias])
+    return model

@@ -1,0 +1,135 @@
+"""From `weights=` to a filled net: which checkpoint is meant, and where it lies."""
+
+import pathlib
+from typing import NamedTuple
+
+from keras_fcn import hub, manifest, weights
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint says of itself, and where its weights are.
+
+    Args:
+        entry: A dict in the manifest's fields.
+        path: Its .h5 file, or None.
+        name: Where there is no path, its name in the manifest, from which the file is
+            found; with neither the weights stay zero.
+        trust_first_download: As in `load_checkpoint`.
+    """
+
+    entry: dict
+    path: str | None = None
+    name: str | None = None
+    trust_first_download: bool = False
+
+
+def is_path(name):
+    """Returns whether `name` is meant as a file: .h5 at the end, or a folder in it."""
+    return str(name).endswith((".h5", ".hdf5")) or len(pathlib.Path(name).parts) > 1
+
+
+def find(weights_argument, builder, backbone, stride=None):
+    """Returns the `Checkpoint` that a builder's `weights` means, or None.
+
+    Args:
+        weights_argument: None, a tag, a path, or a `Checkpoint`, which is returned.
+        builder: "fcn", "late_fusion" or "classifier".
+        backbone: Of the net.
+        stride: Of the net, None for a classifier.
+
+    Raises:
+        ValueError: If there is no such checkpoint for this net.
+        OSError: If the file cannot be read.
+    """
+    if weights_argument is None or isinstance(weights_argument, Checkpoint):
+        return weights_argument
+    if is_path(weights_argument):
+        return Checkpoint(weights.metadata(weights_argument), weights_argument)
+    parts = [backbone, stride and f"{stride}s", weights_argument]
+    name = "-".join(part for part in parts if part)
+    names = manifest.list_checkpoints()
+    entry = manifest.checkpoint_info(name) if name in names else {"model": {}}
+    kind = entry["model"].get("builder", "fcn")
+    if name not in names or kind != builder:
+        alike = [n for n in names if n.endswith(f"-{weights_argument}")]
+        raise ValueError(
+            f"There is no checkpoint {name!r} for {builder}(weights="
+            f"{weights_argument!r}); what exists is {', '.join(alike or names)}. "
+            "Choose builder, backbone and stride accordingly, or pass an .h5 file."
+        )
+    return Checkpoint(entry, name=name)
+
+
+def num_classes(wanted, checkpoint, default):
+    """Returns the number of classes that the argument and the checkpoint agree on.
+
+    Args:
+        wanted: An integer, `{head: integer}`, or None.
+        checkpoint: A `Checkpoint` or None.
+        default: If neither says.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    known = checkpoint and manifest.num_classes(checkpoint.entry)
+    if None not in (known, wanted) and known != wanted:
+        raise ValueError(
+            f"weights={checkpoint.path or checkpoint.name!r} has {known} classes but "
+            f"num_classes={wanted}. Build with weights=None, then "
+            "keras_fcn.transplant(trained, model) to keep all but the score layers."
+        )
+    return known or wanted or default
+
+
+def skip_scales(wanted, checkpoint):
+    """Returns the skip scales that the argument and the checkpoint agree on.
+
+    No weight shows them, so that a net without them would load and be wrong.
+
+    Args:
+        wanted: `{tap: factor}` or None.
+        checkpoint: A `Checkpoint` or None.
+
+    Raises:
+        ValueError: If both name some and they differ.
+    """
+    known = checkpoint and checkpoint.entry.get("model", {}).get("skip_scales")
+    if known and wanted and known != wanted:
+        raise ValueError(
+            f"weights={checkpoint.path or checkpoint.name!r} was trained with "
+            f"skip_scales={known} but {wanted} was given; leave skip_scales out."
+        )
+    return known or wanted
+
+
+def fill(model, checkpoint):
+    """Fills a model with a checkpoint's weights, and returns it.
+
+    Args:
+        model: The net that the checkpoint is for.
+        checkpoint: A `Checkpoint`; None leaves the model as it is.
+
+    Raises:
+        ValueError: If the weights do not fit.
+        OSError: If they cannot be had.
+    """
+    if not checkpoint or not (checkpoint.path or checkpoint.name):
+        return model
+    path = checkpoint.path or _locate(model, checkpoint)
+    weights.load(model, path)
+    return model
+
+
+def _locate(model, checkpoint):
+    name, entry = checkpoint.name, checkpoint.entry
+    if "file" in entry:
+        return manifest.shipped(name)
+
+    def port(source, output):
+        from keras_fcn import porting  # and protobuf, which few will need
+
+        porting.port(source, output, model, metadata=entry)
+
+    return hub.fetch(
+        name, entry, port, trust_first_download=checkpoint.trust_first_download
+    )
