@@ -88,6 +88,12 @@ def _parser():
     _add_training(command)
     command.set_defaults(run=_train)
 
+    command = commands.add_parser(
+        "convert", help="port a .caffemodel, or the VGG16 of keras.applications"
+    )
+    _add_convert(command)
+    command.set_defaults(run=_convert)
+
     command = commands.add_parser("check-data", help="what may be wrong with a folder")
     _add_folders(command)
     command.set_defaults(run=_check_data)
@@ -138,6 +144,45 @@ def _add_training(command):
     add("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
     add("--seed", type=int, default=1)
     add("--resume", action="store_true", help="go on where the output folder stops")
+
+
+def _add_convert(command):
+    add = command.add_argument
+    add("source", help=".caffemodel, or the .h5 file of keras.applications' VGG16")
+    add("--output", required=True, help=".h5 file to write")
+    net = command.add_mutually_exclusive_group(required=True)
+    net.add_argument("--checkpoint", help="what it is: a name in `keras-fcn list`")
+    net.add_argument("--backbone", choices=("alexnet", "vgg16", "googlenet"))
+    kinds = command.add_mutually_exclusive_group()
+    for kind, what in (
+        ("classifier", "it is an ImageNet net, no FCN"),
+        ("late-fusion", "it has two streams, color and hha"),
+    ):
+        const = kind.replace("-", "_")
+        kinds.add_argument(
+            f"--{kind}", dest="builder", action="store_const", const=const, help=what
+        )
+    add("--stride", type=int, choices=(32, 16, 8, 4), help="pixels")
+    add("--num-classes", type=_classes, metavar="N", help="or sem=33,geo=3")
+    add("--input-channels", type=int, choices=(3, 4), help="4: colour and depth")
+    add("--skip-scales", type=_numbers, metavar="pool4=0.01,pool3=0.0001")
+    add("--upsampling", choices=("bilinear", "learned"), help="bilinear is checked")
+
+
+def _numbers(text, number=float):
+    try:
+        return {
+            name: number(value)
+            for name, value in (item.split("=") for item in text.split(","))
+        }
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form name=number,name=number"
+        ) from None
+
+
+def _classes(text):
+    return int(text) if text.isdecimal() else _numbers(text, int)
 
 
 def _relabelling(text):
@@ -465,6 +510,83 @@ def _batches(options, pairs, classes):
         return train, None
     found = find_pairs(*options.validation)
     return train, FolderBatches(found, classes, relabel=relabel, shuffle=False)
+
+
+def _convert(options):
+    import keras
+    from rich.console import Console
+    from rich.table import Table
+
+    from keras_fcn import models, porting, weights
+
+    entry, output = _entry_of(options), pathlib.Path(options.output)
+    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
+        model = models.build(entry)
+    foreign = not options.source.endswith(porting.KERAS_SUFFIXES)
+    with _bar() as bar:
+        task = bar.add_task(f"Porting {options.source}", total=None)
+        rows = porting.port(
+            options.source,
+            output,
+            model,
+            metadata=entry,
+            expected=entry.get("caffemodel") if foreign else None,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    table = Table(options.source, "shapes", output.name, "shapes", "", box=None)
+    for row in rows:
+        here = porting.shown(row.weights)
+        table.add_row(row.source, porting.shown(row.blobs), row.layer, here, row.action)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    entry["parameters"] = sum(map(math.prod, weights.shapes(model).values()))
+    entry["file"] = {"name": output.name, **porting.measure(output)}
+    if foreign:
+        original = weights.metadata(output)["original"]
+        entry["caffemodel"] = {**entry.get("caffemodel", {}), **original}
+    print(f"Wrote {output}, sha256 {entry['file']['sha256']}. For the manifest:\n")
+    print(porting.entry_toml(options.checkpoint or output.stem, entry))
+
+
+def _entry_of(options):
+    """Returns what the manifest says, or would say, of the net that a file is for."""
+    import inspect
+
+    from keras_fcn import manifest, models
+
+    names = ("stride", "num_classes", "input_channels", "skip_scales", "upsampling")
+    given = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    if options.checkpoint:
+        if options.builder or given.keys() - {"upsampling"}:
+            raise ValueError(
+                f"--checkpoint {options.checkpoint} says what the net is; expected no "
+                "other option with it than --upsampling."
+            )
+        entry = manifest.checkpoint_info(options.checkpoint)
+    else:
+        entry = _described(options.builder, options.backbone, given)
+    entry["model"].update(given)
+    builder = entry["model"].get("builder", "fcn")
+    takes = inspect.signature(models.BUILDERS[builder]).parameters
+    wrong = [f"--{name.replace('_', '-')}" for name in given if name not in takes]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} means nothing for a {builder}.")
+    return entry
+
+
+def _described(builder, backbone, given):
+    from keras_fcn import manifest, models
+
+    if builder == "classifier":
+        known = manifest.checkpoint_info(f"{backbone}-imagenet")
+        return {key: known[key] for key in ("model", "input", "drop") if key in known}
+    if missing := {"stride", "num_classes"} - given.keys():
+        options = " and ".join(f"--{n.replace('_', '-')}" for n in sorted(missing))
+        raise ValueError(f"--backbone {backbone} alone is no FCN; give {options}, too.")
+    if builder == "late_fusion":
+        model = {"builder": builder, "backbone": backbone}
+        return {"model": model, "input": models.LATE_FUSION_INPUTS}
+    channels = given.get("input_channels", 3)
+    return {"model": {"backbone": backbone}, "input": models.DEFAULT_INPUTS[channels]}
 
 
 def _check_data(options):

@@ -199,13 +199,11 @@ def _place(response, url, path, have, version, total):
         )
     if response.status == 206:
         begin, end, length = _content_range(response.headers)
-        same = response.headers.get("ETag", version) == version
-        if not have or (begin, end) != (have, length - 1) or not same:
-            forget(path)  # another version, or another part of it than was asked for
+        seen = {response.headers.get(key) for key in ("ETag", "Last-Modified")} - {None}
+        asked = have and (begin, end) == (have, length - 1)
+        if not asked or total not in (None, length) or (seen and version not in seen):
+            forget(path)  # bytes of another version, or of another place
             raise DownloadError(f"{url} sent a wrong part of the file", again=True)
-        if total not in (None, length):
-            forget(path)
-            raise DownloadError(f"{url} changed its length", again=True)
         return have, length
     forget(path)
     if (response.length or 0) > MAX_BYTES:
@@ -216,6 +214,7 @@ def _place(response, url, path, have, version, total):
 
 def _receive(response, url, path, have, total, pace, report):
     """Appends the answer's body to the `have` bytes that `path` holds."""
+    report(have, total)
     with path.open("r+b" if have else "wb") as file:
         file.seek(have)
         while block := _read(response, url):
@@ -353,16 +352,12 @@ def _content_range(headers):
 
 def _retry_after(value):
     """Seconds of a `Retry-After` header, a number or a date; None if neither."""
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         return max(0.0, float(value))
-    except (TypeError, ValueError):
-        pass
-    try:
-        return max(
-            0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        )
-    except (TypeError, ValueError):
-        return None
+    with contextlib.suppress(TypeError, ValueError):
+        date = email.utils.parsedate_to_datetime(value)
+        return max(0.0, date.timestamp() - time.time())
+    return None
 
 
 def _reason(error):

@@ -101,7 +101,8 @@ def _cached(name, entry):
     if _measure(path).get("sha256") in _accepted(name, entry):
         return path
     if "hub" in entry:
-        from huggingface_hub import try_to_load_from_cache  # others telephone first
+        # Not hf_hub_download: it can send a request even for a file that it has.
+        from huggingface_hub import try_to_load_from_cache
 
         hub = entry["hub"]
         path = try_to_load_from_cache(hub["repo"], hub["file"], None, hub["revision"])

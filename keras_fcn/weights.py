@@ -50,11 +50,9 @@ def save(model, path, *, metadata=None, dtype=None):
         raise ValueError(
             f'dtype={dtype!r} was given; expected "float16", "float32" or "float64".'
         )
-    hidden = _hidden_kernels(model)
-    # In memory: HDF5 that runs out of disk takes the process down with it.
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        weights = {}
+    hidden = hidden_kernels(model)
+
+    def trained():
         for name, variable in _variables(model).items():
             array = to_numpy(variable)
             with np.errstate(over="ignore"):  # infinity is found below
@@ -64,7 +62,30 @@ def save(model, path, *, metadata=None, dtype=None):
                     f"{name} {fault}; expected trained weights, so {path} was not "
                     "written. Train with a lower learning rate, or save in float32."
                 )
+            yield name, array
+
+    save_arrays(trained(), path, metadata=metadata)
+
+
+def save_arrays(arrays, path, *, metadata=None):
+    """Writes arrays as `save` writes weights, without a model to hold them.
+
+    Args:
+        arrays: Iterator of ("layer/weight", array); each is let go before the next is
+            asked for.
+        path: As in `save`.
+        metadata: As in `save`.
+
+    Raises:
+        OSError: If the file cannot be written; an earlier one is then untouched.
+    """
+    # In memory: HDF5 that runs out of disk takes the process down with it.
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        weights = {}
+        for name, array in arrays:
             file.create_dataset(name, data=array)
+            del array
             layer, weight = name.split("/", 1)
             weights.setdefault(layer, []).append(weight.encode())
         file.attrs["layer_names"] = [layer.encode() for layer in weights]
@@ -171,6 +192,38 @@ def metadata(path):
         return facts
 
 
+def read_arrays(path):
+    """Reads every array of a weight file, of whatever net.
+
+    Args:
+        path: An .h5 file in the layout of this module.
+
+    Returns:
+        `{name: array}`, "layer/weight".
+
+    Raises:
+        ValueError: If it is not a weight file, or if a number is not that of a trained
+            net.
+        OSError: If it cannot be read.
+    """
+    arrays = {}
+    with _reading(path) as (file, found):
+        for name in found:
+            arrays[name] = _read(file[name], name)
+            if fault := _fault(arrays[name], hidden=False):
+                raise ValueError(f"{name} {fault}; expected trained weights.")
+    return arrays
+
+
+def shapes(model):
+    """Returns `{name: shape}` of the weights of a model, in the order of its file.
+
+    Args:
+        model: A `keras.Model` whose layers have names of their own.
+    """
+    return {name: tuple(weight.shape) for name, weight in _variables(model).items()}
+
+
 def load(model, path, *, missing=(), extra=()):
     """Fills a model from a file, or leaves it as it was.
 
@@ -185,7 +238,7 @@ def load(model, path, *, missing=(), extra=()):
             a number is not that of a trained net. Nothing is assigned then.
         OSError: If the file cannot be read.
     """
-    variables, hidden = _variables(model), _hidden_kernels(model)
+    variables, hidden = _variables(model), hidden_kernels(model)
     layers = {_layer(name) for name in variables}
     with _reading(path) as (file, found):
         held = {_layer(name) for name in found}
@@ -313,10 +366,13 @@ def _path_within(layer, variable):
     return "/".join(parts[parts.index(layer.name) + 1 if layer.name in parts else 0 :])
 
 
-def _hidden_kernels(model):
+def hidden_kernels(model):
     """Returns the names of kernels that only an untrained net has all zero.
 
     A layer of ReLUs with such a kernel says nothing of the picture, and never will.
+
+    Args:
+        model: A `keras.Model`.
     """
     relu = keras.activations.relu
     hidden = {x.name for x in model.layers if getattr(x, "activation", None) is relu}
@@ -330,10 +386,10 @@ def _fault(array, hidden):
 
     Args:
         array: Of floats.
-        hidden: Whether these are among `_hidden_kernels`.
+        hidden: Whether these are among `hidden_kernels`.
     """
     # Without arrays in between: memory costs more time than arithmetic.
-    low, high = array.min(initial=0), array.max(initial=0)
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
     if not -MAX_MAGNITUDE < low <= high < MAX_MAGNITUDE:
         return (
             f"holds {array.dtype} numbers from {low} to {high}, not finite or beyond "
@@ -499,11 +555,12 @@ def _check_chunks(dataset, name):
     chunks = []
     dataset.id.chunk_iter(chunks.append)
     for chunk in chunks:
-        size = chunk.size
-        if size <= limit and dataset.compression and not chunk.filter_mask:
+        too_large = chunk.size > limit + limit // 100 + 100  # of noise, by deflate
+        if dataset.compression and not chunk.filter_mask and not too_large:
             _, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
-            size = len(zlib.decompressobj().decompress(packed, limit + 1))
-        if size > limit:
+            unpacked = zlib.decompressobj().decompress(packed, limit + 1)
+            too_large = len(unpacked) > limit
+        if too_large:
             raise ValueError(
                 f"{_shown(name)} holds a chunk of more than its {limit:,} bytes; "
                 "expected no more. Fetch or convert it again."

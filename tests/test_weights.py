@@ -1,6 +1,5 @@
 import contextlib
 import errno
-import json
 import os
 import resource
 import signal
@@ -24,8 +23,12 @@ NETS = {
     f"{backbone}-{stride}s": lambda backbone=backbone, stride=stride: fcn(
         backbone, stride, 3, **THIN
     )
-    for backbone in ("alexnet", "vgg16", "googlenet")
-    for stride in (32, 16, 8, 4)
+    for backbone, strides in {
+        "alexnet": (32, 16, 8),
+        "vgg16": (32, 16, 8, 4),
+        "googlenet": (32, 8),
+    }.items()
+    for stride in strides
 } | {
     "alexnet-classifier": lambda: classifier("alexnet", 7, **THIN),
     "vgg16-classifier": lambda: classifier("vgg16", 7, **THIN),
@@ -61,10 +64,14 @@ def fill(model, seed=0):
     return model
 
 
+def read(tensor):
+    return keras.ops.convert_to_numpy(getattr(tensor, "value", tensor))
+
+
 def numbers(model):
     """All weights of a model by name, bit for bit."""
     return {
-        f"{layer.name}/{i}": keras.ops.convert_to_numpy(variable).tobytes()
+        f"{layer.name}/{i}": read(variable).tobytes()
         for layer in model.layers
         for i, variable in enumerate(layer.weights)
     }
@@ -106,7 +113,7 @@ def harmless():
     assert resident("VmHWM") - before < 50
 
 
-def refused(model, path, match=""):
+def refused(model, path, match=None):
     """Checks that a file is refused, names itself, and changes nothing."""
     before = numbers(model)
     with pytest.raises(ValueError, match=match) as caught, harmless():
@@ -136,7 +143,7 @@ def test_the_file_shows_layers_and_in_them_their_weights(path, model):
     with h5py.File(path) as file:
         assert set(file) == {"conv1", "conv2", "conv3", "score"}
         assert set(file["conv1"]) == {"kernel", "bias"}
-        kernel = keras.ops.convert_to_numpy(model.get_layer("conv1").kernel)
+        kernel = read(model.get_layer("conv1").kernel)
         np.testing.assert_array_equal(file["conv1/kernel"][()], kernel)
 
 
@@ -146,14 +153,30 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """{name: (net, its file, the same net with other weights)}."""
+    folder = tmp_path_factory.mktemp("nets")
+    built = {}
+
+    def zeros(_, shape, dtype=None):
+        return np.zeros(shape, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:  # JAX compiles random draws, by shape
+        patch.setattr(keras.initializers.HeNormal, "__call__", zeros)
+        for name, build in NETS.items():
+            built[name] = fill(build()), folder / f"{name}.h5", build()
+            weights.save(*built[name][:2], metadata={"any": "thing"})
+    return built
+
+
 @pytest.mark.parametrize("name", NETS)
-def test_plain_keras_loads_every_net_by_order_and_by_name(name, tmp_path):
-    source = fill(NETS[name]())
-    weights.save(source, tmp_path / "net.h5", metadata={"any": "thing"})
-    for arguments in ({}, {"by_name": True}):
-        target = NETS[name]()
-        target.load_weights(tmp_path / "net.h5", **arguments)
-        assert numbers(target) == numbers(source)
+@pytest.mark.parametrize("arguments", [{}, {"by_name": True}])
+def test_plain_keras_loads_every_net_by_order_and_by_name(name, arguments, nets):
+    source, path, target = nets[name]
+    target.load_weights(path, **arguments)
+    assert numbers(target) == numbers(source)
+    fill(target, seed=1)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
@@ -163,8 +186,8 @@ def test_any_float_type_on_disk_comes_back_as_near_as_it_can(dtype, tmp_path, mo
     target = small()
     weights.load(target, path)
     for there, here in zip(model.weights, target.weights, strict=True):
-        rounded = keras.ops.convert_to_numpy(there).astype(dtype)
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(here), rounded)
+        rounded = read(there).astype(dtype)
+        np.testing.assert_array_equal(read(here), rounded)
     with h5py.File(path) as file:
         assert file["conv1/kernel"].dtype == np.dtype(dtype)
 
@@ -286,7 +309,7 @@ def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path, model):
 
 
 def survives(path, error, number, size):
-    """Checks that a write which fails half way leaves the earlier file, and no other."""
+    """Checks that a write that fails half way leaves the earlier file alone."""
     weights.write_bytes(path, b"before")
     with pytest.raises(error) as caught:
         weights.write_bytes(path, bytes(size))
@@ -384,26 +407,14 @@ def test_metadata_that_is_no_json_object_is_refused(text, path):
 # Loading
 
 
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory):
-    """{name: (net, its file)}."""
-    folder = tmp_path_factory.mktemp("nets")
-    built = {}
-    for name, build in NETS.items():
-        built[name] = fill(build()), folder / f"{name}.h5"
-        weights.save(*built[name])
-    return built
-
-
 @pytest.mark.parametrize("name", NETS)
 def test_a_net_takes_its_own_file_and_no_other_net_s(name, nets):
-    target = NETS[name]()
-    for other, (_, path) in nets.items():
+    source, own, target = nets[name]
+    for other, (_, path, _) in nets.items():
         if other != name:
             message = refused(target, path, "does not hold the weights of this model")
             assert 1 < len(message.splitlines()) <= 8  # the first five are listed
-    source, path = nets[name]
-    weights.load(target, path)
+    weights.load(target, own)
     assert numbers(target) == numbers(source)
 
 
@@ -679,13 +690,16 @@ TAMPERS = {
         "conv1/kernel holds",
     ),
     "a type": (put(lambda file, _: np.dtype("f4")), "is no array"),
-    "a group": (replace(lambda f, name, _: f.create_group(name)), "missing"),
+    "a group": (replace(lambda f, name, _: f.create_group(name)), "has no list"),
     "a soft link": (put(moved), "is a link"),
     "a soft link to nowhere": (put(lambda *_: h5py.SoftLink("/no/where")), "is a link"),
     "a soft link to itself": (put(lambda *_: h5py.SoftLink(".")), "is a link"),
     "an external link": (put(external_link), "is a link"),
     "an array held twice": (put(lambda file, _: file["score/bias"]), "held twice"),
-    "a layer held twice": (lambda f, _: f.move("conv2", "a/b") or put, "not in"),
+    "a layer held twice": (
+        lambda file, name: file.__setitem__("copy", file[name].parent),
+        "held twice",
+    ),
     "a group that holds its parent": (
         lambda file, name: file.__setitem__(f"{name}s", file[name].parent),
         "held twice",
@@ -768,11 +782,12 @@ DIMENSIONS = np.array([3, 3, 3, 4], "<u8").tobytes()
 @pytest.mark.parametrize(
     ("before", "after", "match"),
     [
-        (b"\x04\x01" + bytes(6) + DIMENSIONS, b"\x46\x01" + bytes(6), "damaged"),
+        (b"\x04\x01" + bytes(5) + DIMENSIONS, b"\x46\x01" + bytes(5), "damaged"),
         (b"conv1\0", b"co/v1\0", "is a link"),
-        (b"conv1\0", b".\0", "held twice"),
-        (b"conv1\0", b"conv2\0", ""),
+        (b"conv1\0", b".\0", "damaged"),
+        (b"conv1\0", b"conv2\0", "twice|damaged|has no list"),
     ],
+    ids=["70 dimensions", "a path as a name", "a dot as a name", "one name twice"],
 )
 def test_bytes_that_hdf5_would_not_write_are_refused(before, after, match, path):
     content = path.read_bytes()
@@ -818,7 +833,7 @@ def test_mutants_load_or_are_refused(tmp_path):
 
 
 def picture(channels=3):
-    pixels = np.random.default_rng(0).uniform(0, 255, (1, 50, 70, channels))
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 33, 45, channels))
     return pixels.astype("float32")
 
 
@@ -840,7 +855,7 @@ def coarse(model):
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16", "googlenet"])
 def test_each_stage_begins_where_the_one_before_ended(backbone):
     source = scored(fcn(backbone, 32, 3, **THIN))
-    for stride in (16, 8, 4):
+    for stride in (16, 8):
         target = fcn(backbone, stride, 3, **THIN)
         fuse = coarse(target)
         skip = fuse.name.replace("fuse", "score")
@@ -850,13 +865,9 @@ def test_each_stage_begins_where_the_one_before_ended(backbone):
         maps = [before.output, fuse.input[0], fuse.output]
         again, upsampled, fused = keras.Model(target.input, maps)(picture())
         there = keras.Model(source.input, coarse(source).output)(picture())
-        np.testing.assert_allclose(*map(np_, (again, there)), rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(*map(np_, (fused, upsampled)))
+        np.testing.assert_allclose(*map(read, (again, there)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(*map(read, (fused, upsampled)))
         source = scored(target, seed=stride)
-
-
-def np_(tensor):
-    return keras.ops.convert_to_numpy(tensor)
 
 
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16", "googlenet"])
@@ -875,14 +886,14 @@ def test_depth_begins_as_the_mean_of_the_colours():
     source = fill(fcn("vgg16", 32, 3, **THIN))
     target = fcn("vgg16", 32, 3, input_channels=4, **THIN)
     assert weights.transplant(source, target) == []
-    colours = np_(source.get_layer("conv1_1").kernel)
-    depth = np_(target.get_layer("conv1_1_bgrd").kernel)
+    colours = read(source.get_layer("conv1_1").kernel)
+    depth = read(target.get_layer("conv1_1_bgrd").kernel)
     np.testing.assert_array_equal(depth[:, :, :3], colours)
     mean = (colours[:, :, 0] + colours[:, :, 1] + colours[:, :, 2]) / 3
     np.testing.assert_allclose(depth[:, :, 3], mean, rtol=1e-6)
     other = fcn("vgg16", 16, 3, input_channels=4, **THIN)
     weights.transplant(target, other)
-    np.testing.assert_array_equal(np_(other.get_layer("conv1_1_bgrd").kernel), depth)
+    np.testing.assert_array_equal(read(other.get_layer("conv1_1_bgrd").kernel), depth)
 
 
 def test_two_nets_transplanted_into_a_late_fusion_are_averaged():
@@ -895,9 +906,9 @@ def test_two_nets_transplanted_into_a_late_fusion_are_averaged():
     stays = [set(weights.transplant(net, fused, name)) for name, net in nets.items()]
     assert not set.intersection(*stays)
     images = {"color": picture(), "hha": picture()[:, ::-1]}
-    outputs = [np_(net(images[stream])) for stream, net in nets.items()]
+    outputs = [read(net(images[stream])) for stream, net in nets.items()]
     expected = (outputs[0] + outputs[1]) / 2
-    np.testing.assert_allclose(np_(fused(images)), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(read(fused(images)), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_weights_of_other_shapes_stay():
@@ -934,10 +945,10 @@ def test_training_the_copy_leaves_the_source_alone():
     weights.transplant(source, target)
     before = numbers(source)
     target.compile("sgd", "mse")
-    target.fit(picture(), np.ones((1, 50, 70, 2)), verbose=0)
+    target.fit(picture(), np.ones((1, 33, 45, 2)), verbose=0)
     assert numbers(source) == before
     assert numbers(target) != before
-    assert np.isfinite(np_(source(picture()))).all()
+    assert np.isfinite(read(source(picture()))).all()
 
 
 def test_a_checkpoint_says_what_it_is_for_and_loads(tmp_path):

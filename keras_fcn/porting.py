@@ -1,0 +1,322 @@
+"""Ports trained weights from elsewhere: .caffemodel files, and Keras' file of VGG16.
+
+One rule serves all nets: a layer of the source fills the layer of that name, "/" being
+"_" in Keras. What a net holds as constants, such as bilinear kernels, is compared with
+the source and left out. Whatever is missing, left over or different fails the port.
+"""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_fcn import caffe, weights
+from keras_fcn.layers import BilinearUpsampling, bilinear_line
+
+# Of a manifest's entry. The rest changes when a port is published and measured, and the
+# same source shall give the same bytes.
+FACTS = ("model", "input", "labels", "license", "trained_on")
+DIGESTS = ("sha256", "sha1", "md5")
+KERAS_SUFFIXES = (".h5", ".hdf5")
+# keras.applications.VGG16, whose weights are those of the Caffe net.
+KERAS_VGG16 = {
+    **{f"block{i}_conv{j}": f"conv{i}_{j}" for i in range(1, 6) for j in range(1, 4)},
+    **{"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"},
+}
+# {type of layer in the source: {what it fills: what is done to it}}
+ACTIONS = {
+    "Convolution": {keras.layers.Conv2D: "transposed"},
+    "InnerProduct": {keras.layers.Conv2D: "unfolded, transposed"},
+    "Deconvolution": {
+        keras.layers.Conv2DTranspose: "transposed",
+        BilinearUpsampling: "bilinear, left out",
+    },
+    "Scale": {keras.layers.Rescaling: "constant, left out"},
+    "Conv2D": {keras.layers.Conv2D: "copied"},
+    "Dense": {keras.layers.Conv2D: "unfolded"},
+}
+
+
+class Row(NamedTuple):
+    """What became of a layer of the source.
+
+    Args:
+        source: Its name there.
+        blobs: The shapes of its arrays there.
+        layer: The name of the Keras layer; empty if there is none.
+        weights: The shapes of the Keras weights; empty if there are none.
+        action: What was done, such as "transposed".
+    """
+
+    source: str
+    blobs: list[tuple]
+    layer: str
+    weights: list[tuple]
+    action: str
+
+
+def port(source, output, model, *, metadata=None, expected=None, progress=None):
+    """Writes the weights of a trained net from elsewhere as an .h5 file for a net here.
+
+    The same source gives the same bytes.
+
+    Args:
+        source: A .caffemodel; or the .h5 file of `keras.applications.VGG16` with its
+            top, for `classifier("vgg16")`.
+        output: The .h5 file to write; it appears whole or not at all.
+        model: The net that the file is for, of which only names and shapes count.
+        metadata: An entry of the manifest; its `FACTS` go into the file, so that
+            `load_checkpoint(output)` builds the net. Layers that it says to `drop` are
+            left out.
+        expected: What is known of the source: any of `bytes`, `sha256`, `sha1`, `md5`.
+            Nothing else tells nets apart that agree in every shape.
+        progress: Function of (numbers written, numbers in all).
+
+    Returns:
+        A list of `Row`, in the order of the source.
+
+    Raises:
+        ValueError: If the source is not of this net, or is damaged. Names the file and
+            the layers; nothing is written.
+        OSError: If a file cannot be read or written.
+    """
+    source = pathlib.Path(source)
+    entry = metadata or {}
+    found = _check_hashes(source, expected or {})
+    rows, arrays = _match(source, model, entry.get("drop", ()))
+    facts = {key: entry[key] for key in FACTS if key in entry}
+    facts["original"] = {key: found[key] for key in ("bytes", "sha256")}
+    ported = _ported(arrays, weights.shapes(model), progress)
+    weights.save_arrays(ported, output, metadata=facts)
+    return rows
+
+
+def measure(path, digests=("sha256",)):
+    """Returns the length and the hashes of a file: `{"bytes": ..., "sha256": ...}`.
+
+    Args:
+        path: The file.
+        digests: Any of `DIGESTS`.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with open(path, "rb") as file:
+        found = {"bytes": file.seek(0, os.SEEK_END)}
+        for kind in digests:
+            file.seek(0)
+            found[kind] = hashlib.file_digest(file, kind).hexdigest()
+    return found
+
+
+def _check_hashes(source, expected):
+    """Returns the facts of a file, which must be the expected ones."""
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is not a file; expected trained weights.")
+    kinds = [kind for kind in DIGESTS if kind == "sha256" or kind in expected]
+    found = measure(source, kinds)
+    for key, value in found.items():
+        if expected.get(key, value) != value:
+            raise ValueError(
+                f"{source} has {key} {value}; expected {expected[key]}. It is another "
+                "file, or a damaged one: fetch it again, or describe the net that it "
+                "is for."
+            )
+    return found
+
+
+def _match(source, model, drop):
+    """Compares a source with a net, layer by layer.
+
+    Returns:
+        A list of `Row`, and `{weight: (type of its layer in the source, array)}`.
+    """
+    given, slots = _read(source), _slots(model)
+    hidden = weights.hidden_kernels(model)
+    rows, arrays, problems = [], {}, _misordered(list(given), model)
+    for title, layer in given.items():
+        name, shapes = _keras_name(title, layer), [blob.shape for blob in layer.blobs]
+        if title in drop:
+            rows.append(Row(title, shapes, "", [], "dropped"))
+        elif name in slots:
+            target, wanted = slots.pop(name)
+            try:
+                action, filled = _pair(layer, target, wanted, hidden)
+            except ValueError as error:
+                problems.append(f"{title}: {error}")
+            else:
+                arrays |= filled
+                rows.append(Row(title, shapes, name, list(wanted.values()), action))
+        elif shapes:
+            problems.append(f"{title} {shown(shapes)} is not in the net")
+    for name, (_, wanted) in slots.items():
+        problems.append(f"{name} {shown(wanted.values())} is missing")
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems[:5])
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{source} does not hold the weights of {model.name}; nothing was written:"
+            f"{listed}{more}\nDescribe the net that the file is for."
+        )
+    return rows, arrays
+
+
+def _read(source):
+    """Returns `{name: caffe.Layer}` of a file."""
+    if source.suffix not in KERAS_SUFFIXES:
+        return caffe.read_caffemodel(source)
+    layers = {}
+    for name, array in weights.read_arrays(source).items():
+        layers.setdefault(name.split("/")[0], []).append(array)
+    for name, arrays in layers.items():
+        arrays.sort(key=lambda array: -array.ndim)  # the kernel first
+        kind = "Dense" if arrays[0].ndim == 2 else "Conv2D"
+        layers[name] = caffe.Layer(kind, arrays)
+    return layers
+
+
+def _keras_name(title, layer):
+    if layer.type in ("Conv2D", "Dense"):
+        return KERAS_VGG16.get(title, title)
+    return title.replace("/", "_")
+
+
+def _slots(model):
+    """Returns `{name: (layer, {weight: shape})}` of what a source must hold."""
+    shapes, slots = weights.shapes(model), {}
+    for layer in model.layers:
+        own = {n: s for n, s in shapes.items() if n.startswith(f"{layer.name}/")}
+        if own or isinstance(layer, (BilinearUpsampling, keras.layers.Rescaling)):
+            slots[layer.name] = layer, own
+    return slots
+
+
+def _misordered(titles, model):
+    """Says where an AlexNet normalises before it pools, as no net here does.
+
+    The weights of bvlc_alexnet and bvlc_reference_caffenet have the same names and
+    shapes; only the order of the layers tells them apart.
+    """
+    names = {layer.name for layer in model.layers}
+    return [
+        f"{norm} comes before {pool}, as in bvlc_alexnet; expected it after {pool}, as "
+        "in bvlc_reference_caffenet"
+        for norm, pool in (("norm1", "pool1"), ("norm2", "pool2"))
+        if norm in names
+        and {norm, pool} <= set(titles)
+        and titles.index(norm) < titles.index(pool)
+    ]
+
+
+def _pair(given, target, wanted, hidden):
+    """Checks a layer of the source against the layer of the net that it is for.
+
+    Returns:
+        What is done, and `{weight: (type, array)}`.
+    """
+    if type(target) not in ACTIONS.get(given.type, {}):
+        types = [kind for kind, uses in ACTIONS.items() if type(target) in uses]
+        raise ValueError(f"is of type {given.type}; expected {' or '.join(types)}")
+    action = ACTIONS[given.type][type(target)]
+    if not wanted:
+        _check_constant(target, given.blobs)
+        return action, {}
+    shapes = [blob.shape for blob in given.blobs]
+    if len(shapes) != len(wanted):
+        raise ValueError(f"holds {shown(shapes)}; expected {len(wanted)} arrays")
+    for (name, shape), blob in zip(wanted.items(), given.blobs, strict=True):
+        _to_keras(given.type, blob, shape)
+        if name in hidden and not blob.any():
+            raise ValueError("holds nothing but zeros; expected trained weights")
+    return action, {
+        name: (given.type, blob) for name, blob in zip(wanted, given.blobs, strict=True)
+    }
+
+
+def _check_constant(layer, blobs):
+    """Raises ValueError unless blobs are what a layer without weights stands for."""
+    channels, shapes = layer.output.shape[-1], [blob.shape for blob in blobs]
+    bilinear = isinstance(layer, BilinearUpsampling)
+    size = (layer.kernel_size,) * 2 if bilinear else ()
+    shape = (channels, channels, *size) if bilinear else (channels,)
+    if shapes != [shape]:
+        raise ValueError(f"holds {shown(shapes)}; expected {shape}")
+    if bilinear:
+        if count := _deviations(blobs[0]):
+            raise ValueError(
+                f"differs from the bilinear kernel in {count:,} of {blobs[0].size:,} "
+                "numbers; expected none. If it was learned, choose learned upsampling"
+            )
+    elif (blobs[0] != np.float32(layer.scale)).any():
+        raise ValueError(
+            f"holds factors from {blobs[0].min():g} to {blobs[0].max():g}; expected "
+            f"{layer.scale:g}. Give the skip scales of this net"
+        )
+
+
+def _deviations(kernel):
+    """Counts the numbers that differ from the bilinear kernel, and zero beside it.
+
+    Args:
+        kernel: (channels, channels, size, size).
+    """
+    line, channels = bilinear_line(kernel.shape[-1]), np.arange(len(kernel))
+    diagonal = kernel[channels, channels]
+    beside = np.count_nonzero(kernel) - np.count_nonzero(diagonal)
+    return beside + np.count_nonzero(diagonal != np.outer(line, line))
+
+
+def _to_keras(kind, array, shape):
+    if kind not in ("Conv2D", "Dense"):
+        return caffe.to_keras(array, shape)
+    # A Dense layer on (height, width, in) is a convolution over the whole map.
+    if array.shape not in (shape, (math.prod(shape[:-1]), shape[-1])):
+        raise ValueError(f"holds {array.shape}; expected what fills {shape}")
+    return array.reshape(shape)
+
+
+def _ported(arrays, shapes, progress):
+    """Yields (weight, array in Keras' layout), and lets go of each on the way."""
+    done, total = 0, sum(map(math.prod, shapes.values()))
+    for name, shape in shapes.items():
+        yield name, np.ascontiguousarray(_to_keras(*arrays.pop(name), shape))
+        done += math.prod(shape)
+        if progress:
+            progress(done, total)
+
+
+def shown(shapes):
+    """Returns shapes as text.
+
+    Args:
+        shapes: Of the arrays of one layer.
+    """
+    return ", ".join(map(str, shapes))
+
+
+def entry_toml(name, entry):
+    """Returns an entry of the manifest as the text that belongs there.
+
+    Args:
+        name: Of the checkpoint.
+        entry: A dict of dicts, lists, strings, numbers and truth values.
+    """
+    width = max(map(len, entry))
+    lines = [f"{key:{width}} = {_toml(value)}" for key, value in entry.items()]
+    return "\n".join([f"[{name}]", *lines])
+
+
+def _toml(value):
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{key} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {pairs} }}" if value else "{}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:_}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)  # the same in TOML

@@ -1,0 +1,765 @@
+import hashlib
+import importlib.util
+import json
+import math
+import pathlib
+import resource
+import subprocess
+import sys
+import tomllib
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from golden import golden
+
+from keras_fcn import manifest, models, weights
+from keras_fcn.caffe import Layer
+from keras_fcn.cli import main
+from keras_fcn.layers import BilinearUpsampling
+from keras_fcn.porting import port
+
+ROOT = pathlib.Path(__file__).parent.parent
+V1_TYPES = {**golden.V1_TYPES, "LRN": 15, "Pooling": 17, "ReLU": 18}
+
+
+def _fuzzer():
+    path = ROOT / "benchmarks" / "fuzz_caffemodel.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzzer = _fuzzer()  # its writer says anything that the wire format can say
+
+
+def caffemodel(layers, version=2):
+    """The bytes of `{name: Layer}` as Caffe writes them, now or before 2015."""
+    if version == 2:
+        return b"".join(
+            fuzzer.v2_layer(
+                name, kind, *(fuzzer.shape(b.shape) + fuzzer.data(b) for b in blobs)
+            )
+            for name, (kind, blobs) in layers.items()
+        )
+    return b"".join(
+        fuzzer.v1_layer(
+            name,
+            V1_TYPES[kind],
+            *(fuzzer.legacy(b.shape) + fuzzer.data(b) for b in blobs),
+        )
+        for name, (kind, blobs) in layers.items()
+    )
+
+
+def caffe_layers(model, seed=1):
+    """What a caffemodel of this net holds: random kernels, the net's own constants."""
+    rng, layers = np.random.default_rng(seed), {}
+    for layer in model.layers:
+        if isinstance(layer, BilinearUpsampling):
+            channels, size = layer.output.shape[-1], layer.kernel_size
+            kernel = golden.bilinear_kernel((channels, channels, size, size))
+            layers[layer.name] = Layer("Deconvolution", [kernel])
+        elif isinstance(layer, keras.layers.Rescaling):
+            factors = np.full(layer.output.shape[-1], layer.scale, np.float32)
+            layers[layer.name] = Layer("Scale", [factors])
+        elif layer.weights:
+            up = isinstance(layer, keras.layers.Conv2DTranspose)
+            blobs = []
+            for weight in layer.weights:
+                shape = tuple(weight.shape)
+                shape = (
+                    shape if len(shape) == 1 else tuple(shape[i] for i in (3, 2, 0, 1))
+                )
+                blobs.append(rng.standard_normal(shape, dtype=np.float32))
+            layers[layer.name] = Layer("Deconvolution" if up else "Convolution", blobs)
+    return layers
+
+
+def entry_of(backbone="vgg16", stride=8, num_classes=3, width=1 / 32, **arguments):
+    model = {"backbone": backbone, "stride": stride, "num_classes": num_classes}
+    return {"model": {**model, "width": width, **arguments}}
+
+
+def classifier_of(backbone, num_classes=5, width=1 / 32):
+    model = {"builder": "classifier", "backbone": backbone, "width": width}
+    return {"model": {**model, "num_classes": num_classes}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="net.caffemodel"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def refused(tmp_path, write):
+    """Ports what must not be ported, and returns the error."""
+
+    def refused(layers, entry, **arguments):
+        source = write(caffemodel(layers), "wrong.caffemodel")
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(ValueError, match="wrong.caffemodel") as caught:
+            port(source, tmp_path / "net.h5", models.build(entry), **arguments)
+        assert sorted(tmp_path.iterdir()) == before
+        return str(caught.value)
+
+    return refused
+
+
+# What a sound file becomes
+
+RECORDED = {
+    "voc-fcn8s": {"backbone": "vgg16", "stride": 8, "num_classes": 21},
+    "voc-fcn-alexnet": {"backbone": "alexnet", "stride": 32, "num_classes": 21},
+    "siftflow-fcn16s": {
+        "backbone": "vgg16",
+        "stride": 16,
+        "num_classes": {"sem": 33, "geo": 3},
+    },
+    "fcn-alexnet-8s": {"backbone": "alexnet", "stride": 8, "num_classes": 21},
+    "fcn-googlenet-8s": {"backbone": "googlenet", "stride": 8, "num_classes": 21},
+    "bvlc-googlenet": {"builder": "classifier", "backbone": "googlenet"},
+}
+SMALL = ("fcn-googlenet-8s", "bvlc-googlenet")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize(
+    "name",
+    [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in RECORDED],
+)
+def test_a_ported_net_computes_what_real_caffe_computed(name, version, tmp_path, write):
+    case = {**golden.load(name), "format": version}
+    entry = {"model": {**RECORDED[name], "include_preprocessing": False}}
+    if "builder" not in entry["model"]:
+        entry["model"]["upsampling"] = "learned"
+    source = write(golden.caffemodel(case))
+    port(source, tmp_path / "net.h5", models.build(entry), metadata=entry)
+    model = models.load_checkpoint(tmp_path / "net.h5")
+    data = golden.inputs(case)["data"].transpose(0, 2, 3, 1)
+    outputs = model.predict_on_batch(data)
+    if not isinstance(outputs, dict):
+        outputs = {"": outputs}
+    found = {}
+    for blob, output in zip(case["outputs"], outputs.values(), strict=True):
+        found[blob] = np.transpose(output, (0, 3, 1, 2))
+        if "InnerProduct" in (layer["type"] for layer in case["layers"]):
+            found[blob] = found[blob].reshape(1, -1)
+    assert max(golden.compare(case, found).values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "stride"),
+    [("trace-vgg16-16s", "vgg16", 16), ("trace-alexnet-32s", "alexnet", 32)],
+)
+def test_with_the_bilinear_kernels_left_out_the_loss_is_that_of_real_caffe(
+    name, backbone, stride, tmp_path, write
+):
+    case = golden.load(name)
+    entry = entry_of(backbone, stride, 21, case["width"], include_preprocessing=False)
+    source, output = write(golden.caffemodel(case, trace=True)), tmp_path / "net.h5"
+    rows = port(source, output, models.build(entry), metadata=entry)
+    left_out = [row.source for row in rows if not row.weights]
+    assert left_out == [
+        layer["name"] for layer in case["layers"] if "up" in layer["name"]
+    ]
+    model = models.load_checkpoint(output)
+    data, label = golden.example(case, 0)
+    logits = np.float64(model.predict_on_batch(data.transpose(0, 2, 3, 1)))
+    known = label[0, 0] != 255
+    scores = logits[0][known]
+    likelihood = np.exp(scores - scores.max(-1, keepdims=True))
+    likelihood /= likelihood.sum(-1, keepdims=True)
+    losses = -np.log(likelihood[np.arange(known.sum()), label[0, 0][known]])
+    loss = losses.mean() if backbone == "alexnet" else losses.sum()
+    recorded = np.load(ROOT / "tests" / "golden" / f"{name}.npz")["losses"][0]
+    assert loss == pytest.approx(recorded, rel=1e-5)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_inner_product_becomes_the_convolution_over_the_whole_map(
+    version, tmp_path, write
+):
+    model = models.build(classifier_of("alexnet"))
+    layers = caffe_layers(model)
+    for name in ("fc6", "fc7", "fc8"):
+        kernel, bias = layers[name].blobs
+        layers[name] = Layer("InnerProduct", [kernel.reshape(len(kernel), -1), bias])
+    rows = port(write(caffemodel(layers, version)), tmp_path / "net.h5", model)
+    assert [r.source for r in rows if "unfolded" in r.action] == ["fc6", "fc7", "fc8"]
+    weights.load(model, tmp_path / "net.h5")
+    kernel, bias = layers["fc6"].blobs
+    x = np.random.default_rng(0).standard_normal((8, 6, 6), dtype=np.float32)
+    found = model.get_layer("fc6")(x.transpose(1, 2, 0)[None])
+    found = keras.ops.convert_to_numpy(found).ravel()
+    np.testing.assert_allclose(
+        found, np.maximum(kernel @ x.ravel() + bias, 0), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        entry_of("googlenet", 8),
+        entry_of("alexnet", 16, upsampling="learned"),
+        entry_of("vgg16", 8, skip_scales={"pool4": 1e-2, "pool3": 1e-4}),
+        entry_of("vgg16", 8, {"sem": 4, "geo": 3}),
+        entry_of("vgg16", 32, input_channels=4),
+        classifier_of("vgg16"),
+    ],
+    ids=["googlenet", "learned", "at once", "two heads", "depth", "classifier"],
+)
+def test_a_port_is_byte_for_byte_what_saving_the_filled_net_gives(
+    entry, tmp_path, write
+):
+    model = models.build(entry)
+    source, output = write(caffemodel(caffe_layers(model))), tmp_path / "net.h5"
+    entry["labels"] = {"names": ["a", "b", "c"]}
+    rows = port(source, output, model, metadata={**entry, "measured": {"miou": 1}})
+    assert not any(np.any(weight) for weight in model.get_weights())  # stays as it was
+    weights.load(model, output)
+    original = {
+        "bytes": source.stat().st_size,
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+    }
+    assert weights.metadata(output) == {**entry, "original": original}
+    weights.save(model, tmp_path / "saved.h5", metadata={**entry, "original": original})
+    assert output.read_bytes() == (tmp_path / "saved.h5").read_bytes()
+    assert {row.layer for row in rows if row.weights} == {
+        layer.name for layer in model.layers if layer.weights
+    }
+
+
+def test_blobs_go_where_the_layout_says(tmp_path, write):
+    entry = entry_of("alexnet", 16, upsampling="learned")
+    model = models.build(entry)
+    layers = caffe_layers(model)
+    port(write(caffemodel(layers)), tmp_path / "net.h5", model)
+    with h5py.File(tmp_path / "net.h5") as file:
+        for name, (_, blobs) in layers.items():
+            kernel, blob = file[name]["kernel"], blobs[0]
+            for corner in (0, -1):
+                np.testing.assert_array_equal(
+                    kernel[corner, :, :, 0].T, blob[0, :, corner, :]
+                )
+            if len(blobs) == 2:
+                np.testing.assert_array_equal(file[name]["bias"], blobs[1])
+
+
+def test_a_port_holds_no_times_so_that_any_day_gives_the_same_bytes(tmp_path, write):
+    model = models.build(entry_of("googlenet", 32))
+    source, output = write(caffemodel(caffe_layers(model))), tmp_path / "net.h5"
+    port(source, output, model)
+    times = []
+    with h5py.File(output) as file:
+        file.visititems(lambda _, item: times.append(h5py.h5o.get_info(item.id).mtime))
+    assert set(times) == {0}
+    first = output.read_bytes()
+    port(source, tmp_path / "again.h5", model)
+    assert (tmp_path / "again.h5").read_bytes() == first
+
+
+def test_late_fusion_fills_both_streams_each_with_its_own(tmp_path, write):
+    entry = {"model": {**entry_of(stride=32)["model"], "builder": "late_fusion"}}
+    entry["input"] = models.LATE_FUSION_INPUTS
+    model = models.build(entry)
+    layers = caffe_layers(model)
+    output = tmp_path / "net.h5"
+    port(write(caffemodel(layers)), output, model, metadata=entry)
+    filled = models.load_checkpoint(output)
+    for stream in ("color", "hha"):
+        kernel = filled.get_layer(f"conv3_2{stream}").kernel
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(kernel)[1, 2].T,
+            layers[f"conv3_2{stream}"].blobs[0][:, :, 1, 2],
+        )
+
+
+def test_googlenets_auxiliary_heads_are_dropped_and_named(tmp_path, write):
+    entry = classifier_of("googlenet")
+    model = models.build(entry)
+    layers = caffe_layers(model)
+    drop = manifest.checkpoint_info("googlenet-imagenet")["drop"]
+    assert len(drop) == 6
+    for name in drop:
+        layers[name] = Layer("InnerProduct", [np.ones((2, 3), np.float32)])
+    source, output = write(caffemodel(layers)), tmp_path / "net.h5"
+    rows = port(source, output, model, metadata={**entry, "drop": drop})
+    assert [row.source for row in rows if row.action == "dropped"] == drop
+
+
+def test_progress_counts_up_to_all_parameters(tmp_path, write):
+    model = models.build(entry_of("googlenet", 32))
+    seen = []
+    port(
+        write(caffemodel(caffe_layers(model))),
+        tmp_path / "net.h5",
+        model,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (model.count_params(),) * 2
+
+
+# What is refused
+
+AT_ONCE = entry_of(skip_scales={"pool4": 0.5, "pool3": 0.25})
+
+
+def _without_bias(layers):
+    layers["conv3_1"].blobs.pop()
+
+
+def _one_ulp(layers):
+    kernel = layers["upscore8"].blobs[0]
+    kernel[1, 1, 3, 4] = np.nextafter(kernel[1, 1, 3, 4], np.float32(0))
+
+
+def _beside(layers):
+    layers["upscore2"].blobs[0][0, 2, 1, 1] = 1e-30
+
+
+def _scale(layers):
+    layers["scale_pool3"].blobs[0][5] = 0.26
+
+
+def _zeros(layers):
+    layers["fc7"].blobs[0][:] = 0
+
+
+def _set(name, kind, *shapes):
+    def change(layers):
+        blobs = [np.ones(shape, np.float32) for shape in shapes]
+        layers[name] = Layer(kind, blobs)
+
+    return change
+
+
+WRONG = {
+    "a layer is missing": (
+        lambda layers: layers.pop("score_pool3"),
+        "score_pool3 (1, 1, 8, 3), (3,) is missing",
+    ),
+    "a layer has lost its weights": (_set("fc6", "Convolution"), "fc6 (7, 7, 16, 128)"),
+    "a bilinear kernel is missing": (lambda layers: layers.pop("upscore2"), "upscore2"),
+    "a scale is missing": (lambda layers: layers.pop("scale_pool4"), "scale_pool4"),
+    "a layer too many": (
+        _set("score_pool5", "Convolution", (3, 16, 1, 1), (3,)),
+        "score_pool5 (3, 16, 1, 1), (3,) is not in the net",
+    ),
+    "two names for one layer": (
+        _set("conv3/1", "Convolution", (8, 4, 3, 3), (8,)),
+        "conv3_1",
+    ),
+    "no bias": (_without_bias, "conv3_1: holds (8, 4, 3, 3); expected 2 arrays"),
+    "a third blob": (
+        _set("conv3_1", "Convolution", (8, 4, 3, 3), (8,), (8,)),
+        "conv3_1: holds (8, 4, 3, 3), (8,), (8,); expected 2 arrays",
+    ),
+    "another shape": (
+        _set("score_fr", "Convolution", (4, 128, 1, 1), (4,)),
+        "score_fr: A blob of shape (4, 128, 1, 1)",
+    ),
+    "another bias": (
+        _set("score_fr", "Convolution", (3, 128, 1, 1), (4,)),
+        "score_fr: A blob of shape (4,)",
+    ),
+    "another type": (
+        _set("conv3_1", "Deconvolution", (8, 4, 3, 3), (8,)),
+        "conv3_1: is of type Deconvolution; expected Convolution or InnerProduct",
+    ),
+    "an unknown type": (
+        _set("upscore2", "Python", (3, 3, 4, 4)),
+        "upscore2: is of type Python; expected Deconvolution",
+    ),
+    "a kernel learned a little": (
+        _one_ulp,
+        "upscore8: differs from the bilinear kernel in 1 of 2,304 numbers",
+    ),
+    "classes mixed a little": (
+        _beside,
+        "upscore2: differs from the bilinear kernel in 1 of 144 numbers",
+    ),
+    "a grouped deconvolution": (
+        _set("upscore2", "Deconvolution", (3, 1, 4, 4)),
+        "upscore2: holds (3, 1, 4, 4); expected (3, 3, 4, 4)",
+    ),
+    "a deconvolution with a bias": (
+        _set("upscore2", "Deconvolution", (3, 3, 4, 4), (3,)),
+        "upscore2: holds (3, 3, 4, 4), (3,)",
+    ),
+    "one factor differs": (_scale, "scale_pool3: holds factors from 0.25 to 0.26"),
+    "an untrained kernel": (_zeros, "fc7: holds nothing but zeros"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_file_that_is_not_of_the_net_is_refused_and_the_layer_named(what, refused):
+    change, message = WRONG[what]
+    layers = caffe_layers(models.build(AT_ONCE))
+    change(layers)
+    assert message in refused(layers, AT_ONCE)
+
+
+def test_the_sound_file_of_these_tests_is_accepted(tmp_path, write):
+    model = models.build(AT_ONCE)
+    layers = caffe_layers(model)
+    for name in ("data", "relu1_1", "drop6", "data_data_0_split"):
+        layers[name] = Layer("ReLU", [])
+    port(write(caffemodel(layers)), tmp_path / "net.h5", model)
+
+
+def test_a_learned_kernel_is_taken_where_it_is_asked_for(tmp_path, write):
+    layers = caffe_layers(models.build(entry_of()))
+    layers["upscore8"].blobs[0][0, 1, 2, 3] = 0.5
+    model = models.build(entry_of(upsampling="learned"))
+    port(write(caffemodel(layers)), tmp_path / "net.h5", model)
+    weights.load(model, tmp_path / "net.h5")
+    kernel = keras.ops.convert_to_numpy(model.get_layer("upscore8").kernel)
+    assert kernel[2, 3, 1, 0] == 0.5
+
+
+def test_five_differences_are_listed_and_the_rest_counted(refused):
+    layers = caffe_layers(models.build(entry_of()))
+    message = refused(layers, entry_of("googlenet"))
+    assert message.count("\n  ") == 6
+    assert "conv1_1 (2, 3, 3, 3), (2,) is not in the net" in message
+    assert "more\nDescribe the net that the file is for." in message
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_alexnet_that_normalises_before_it_pools_is_refused(version, tmp_path, write):
+    model = models.build(classifier_of("alexnet"))
+    layers = caffe_layers(model)
+    places = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2"]  # of CaffeNet
+    for order, sound in ((places, True), (places[:1] + places[2:0:-1], False)):
+        ordered = {}
+        for name in order:
+            kind = "LRN" if "norm" in name else "Pooling"
+            ordered[name] = layers.get(name) or Layer(kind, [])
+        source = write(caffemodel({**ordered, **layers}, version))
+        if sound:
+            port(source, tmp_path / "net.h5", model)
+        else:
+            with pytest.raises(ValueError, match="norm1 comes before pool1"):
+                port(source, tmp_path / "other.h5", model)
+            assert not (tmp_path / "other.h5").exists()
+
+
+# The published nets (nets.md of the reference, section 2), a 32nd as wide.
+NETS = {
+    "voc-fcn32s": entry_of(stride=32, num_classes=21),
+    "voc-fcn16s": entry_of(stride=16, num_classes=21),
+    "voc-fcn8s": entry_of(stride=8, num_classes=21),
+    "voc-fcn8s-atonce": entry_of(
+        num_classes=21, skip_scales={"pool4": 1e-2, "pool3": 1e-4}
+    ),
+    "voc-fcn-alexnet": entry_of("alexnet", 32, 21),
+    "nyud-fcn32s-color": entry_of(stride=32, num_classes=40),
+    "nyud-fcn32s-color-d": entry_of(stride=32, num_classes=40, input_channels=4),
+    "nyud-fcn32s-hha": entry_of(stride=32, num_classes=40),
+    "nyud-fcn32s-color-hha": {
+        **entry_of(stride=32, num_classes=40, builder="late_fusion"),
+        "input": models.LATE_FUSION_INPUTS,
+    },
+    **{
+        f"siftflow-fcn{stride}s": entry_of(
+            stride=stride, num_classes={"sem": 33, "geo": 3}
+        )
+        for stride in (32, 16, 8)
+    },
+    **{
+        f"pascalcontext-fcn{stride}s": entry_of(stride=stride, num_classes=60)
+        for stride in (32, 16, 8)
+    },
+}
+TWINS = {"nyud-fcn32s-color", "nyud-fcn32s-hha"}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Every published net, and a file of it: `{name: (model, layers, path)}`."""
+    folder, nets = tmp_path_factory.mktemp("published"), {}
+    for seed, (name, entry) in enumerate(NETS.items()):
+        with keras.StatelessScope(initialize_variables=False):
+            model = models.build(entry)
+        layers = caffe_layers(model, seed)
+        path = folder / f"{name}.caffemodel"
+        path.write_bytes(caffemodel(layers))
+        nets[name] = model, layers, path
+    return nets
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_no_published_file_passes_for_another_net(name, published, tmp_path):
+    _, mine, source = published[name]
+    for other, (model, theirs, _) in published.items():
+        output = tmp_path / f"{other}.h5"
+        if other == name or {name, other} == TWINS:
+            port(source, output, model)
+            assert output.exists()
+            continue
+        shapes = {n: [b.shape for b in layer.blobs] for n, layer in mine.items()}
+        wanted = {n: [b.shape for b in layer.blobs] for n, layer in theirs.items()}
+        first = next(n for n in [*shapes, *wanted] if shapes.get(n) != wanted.get(n))
+        with pytest.raises(ValueError, match=f"\n  {first}[: ]"):
+            port(source, output, model)
+        assert not output.exists()
+
+
+@pytest.mark.parametrize("digest", ["sha256", "sha1", "md5"])
+def test_nets_that_agree_in_every_shape_are_told_apart_by_the_published_hash(
+    digest, published, tmp_path
+):
+    model, _, color = published["nyud-fcn32s-color"]
+    _, _, hha = published["nyud-fcn32s-hha"]
+    expected = {digest: hashlib.new(digest, color.read_bytes()).hexdigest()}
+    expected["url"] = "http://localhost/"
+    port(color, tmp_path / "color.h5", model, expected=expected)
+    with pytest.raises(ValueError, match=f"hha.*has {digest}.*{expected[digest]}"):
+        port(hha, tmp_path / "hha.h5", model, expected=expected)
+    assert not (tmp_path / "hha.h5").exists()
+
+
+def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
+    model, output = models.build(classifier_of("vgg16")), tmp_path / "net.h5"
+    with pytest.raises(FileNotFoundError, match="absent.caffemodel"):
+        port(tmp_path / "absent.caffemodel", output, model)
+    with pytest.raises(ValueError, match="page.caffemodel.*HTML page"):
+        port(write(b"<html>", "page.caffemodel"), output, model)
+    with pytest.raises(ValueError, match="page.h5"):
+        port(write(b"<html>", "page.h5"), output, model)
+    assert not output.exists()
+
+
+# The VGG16 of keras.applications
+
+
+def keras_vgg16(classes=5):
+    """A 32nd of VGG16 as keras.applications builds it, and its file's arrays."""
+    rng, x = np.random.default_rng(3), keras.Input((224, 224, 3))
+    inputs = x
+    for block, repeats in enumerate((2, 2, 3, 3, 3), start=1):
+        filters = min(2 << block - 1, 16)
+        for i in range(1, repeats + 1):
+            x = keras.layers.Conv2D(
+                filters,
+                3,
+                padding="same",
+                activation="relu",
+                name=f"block{block}_conv{i}",
+            )(x)
+        x = keras.layers.MaxPooling2D(name=f"block{block}_pool")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Dense(128, activation="relu", name="fc1")(x)
+    x = keras.layers.Dense(128, activation="relu", name="fc2")(x)
+    model = keras.Model(inputs, keras.layers.Dense(classes, name="predictions")(x))
+    for variable in model.weights:
+        scale = math.sqrt(2 / max(math.prod(variable.shape[:-1]), 1))
+        variable.assign(rng.standard_normal(variable.shape) * scale)
+    return model
+
+
+def write_as_keras_did(model, path, names=("W_1:0", "b_1:0")):
+    """Writes weights as the published file holds them: `fc1/fc1_W_1:0`."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group, titles = file.create_group(layer.name), []
+            for name, weight in zip(names, layer.weights, strict=False):
+                titles.append(f"{layer.name}_{name}".encode())
+                group[titles[-1]] = keras.ops.convert_to_numpy(weight)
+            group.attrs["weight_names"] = titles or np.zeros(0, "S1")
+
+
+@pytest.mark.parametrize("names", [("W_1:0", "b_1:0"), ("kernel:0", "bias:0")])
+def test_the_vgg16_of_keras_fills_the_classifier_and_sees_the_same(names, tmp_path):
+    theirs = keras_vgg16()
+    source, output = tmp_path / "vgg16.h5", tmp_path / "net.h5"
+    write_as_keras_did(theirs, source, names)
+    entry = classifier_of("vgg16")
+    entry["model"]["include_preprocessing"] = False
+    rows = port(source, output, models.build(entry), metadata=entry)
+    assert [row.source for row in rows if row.action == "unfolded"] == [
+        *("fc1", "fc2", "predictions")
+    ]
+    model = models.load_checkpoint(output)
+    image = np.random.default_rng(0).standard_normal((1, 224, 224, 3)) * 60
+    found = model.predict_on_batch(image.astype("float32"))
+    expected = theirs.predict_on_batch(image.astype("float32"))
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found[:, 0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_vgg16_of_keras_is_held_to_the_same_rules(tmp_path):
+    source, output = tmp_path / "vgg16.h5", tmp_path / "net.h5"
+    write_as_keras_did(keras_vgg16(classes=6), source)
+    with pytest.raises(ValueError, match=r"predictions: holds \(128, 6\)"):
+        port(source, output, models.build(classifier_of("vgg16")))
+    with pytest.raises(ValueError, match="score_fr .* is missing"):
+        port(source, output, models.build(entry_of(stride=32)))
+    with h5py.File(source, "a") as file:
+        file["fc2/fc2_W_1:0"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="vgg16.h5: fc2"):
+        port(source, output, models.build(classifier_of("vgg16", 6)))
+    assert not output.exists()
+
+
+# The command
+
+
+def _convert(*arguments):
+    return main(["convert", *map(str, arguments)])
+
+
+@pytest.fixture
+def googlenet(write):
+    """A caffemodel of GoogLeNet-32s for three classes, at full width."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = models.build({"model": entry_of("googlenet", 32, width=1)["model"]})
+    return write(caffemodel(caffe_layers(model)))
+
+
+NET = ("--backbone", "googlenet", "--stride", "32", "--num-classes", "3")
+
+
+def test_convert_reports_each_layer_and_prints_the_entry(googlenet, tmp_path, capsys):
+    output = tmp_path / "googlenet-32s-mine.h5"
+    assert _convert(googlenet, "--output", output, *NET) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "(64, 3, 7, 7), (64,) conv1_7x7_s2 (7, 7, 3, 64), (64,) transposed",
+        "upscore (3, 3, 63, 63) upscore bilinear, left out",
+    ):
+        assert line in " ".join(out.split())
+    entry = tomllib.loads(out[out.index("[googlenet-32s-mine]") :])
+    entry = entry["googlenet-32s-mine"]
+    model = {"backbone": "googlenet", "stride": 32, "num_classes": 3}
+    assert entry["model"] == model
+    assert entry["input"] == models.VOC_INPUT
+    assert entry["parameters"] == models.load_checkpoint(output).count_params()
+    for file, facts in ((output, "file"), (googlenet, "caffemodel")):
+        content = file.read_bytes()
+        assert entry[facts]["bytes"] == len(content)
+        assert entry[facts]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_convert_takes_a_checkpoint_of_the_manifest_and_its_hash(
+    googlenet, tmp_path, capsys, monkeypatch
+):
+    entry = {
+        "model": {"backbone": "googlenet", "stride": 32},
+        "input": {"channels": "BGR", "mean": [1.5, 2, 3]},
+        "labels": "siftflow-geo",
+        "license": 'none, "really"',
+        "caffemodel": {"sha1": hashlib.sha1(googlenet.read_bytes()).hexdigest()},
+    }
+    monkeypatch.setattr(manifest, "_table", lambda: {"googlenet-32s-x": entry})
+    output = tmp_path / "net.h5"
+    options = ("--output", output, "--checkpoint", "googlenet-32s-x")
+    assert _convert(googlenet, *options) == 0
+    printed = tomllib.loads(capsys.readouterr().out.partition("manifest:")[2])
+    printed = printed["googlenet-32s-x"]
+    facts = {key: entry[key] for key in ("model", "input", "labels", "license")}
+    assert {key: printed[key] for key in facts} == facts
+    assert printed["caffemodel"]["sha1"] == entry["caffemodel"]["sha1"]
+    held = weights.metadata(output)
+    assert {key: held[key] for key in facts} == facts
+    assert models.load_checkpoint(output).get_layer("preprocess").mean == [1.5, 2, 3]
+
+    entry["caffemodel"]["sha1"] = "0" * 40
+    output.unlink()
+    assert _convert(googlenet, *options) == 2
+    assert "expected 0000" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_convert_builds_what_its_options_say(tmp_path, capsys, monkeypatch):
+    """The nets are too large for a quick test, so they stop before they are built."""
+    seen = []
+
+    def build(entry):
+        seen.append(entry)
+        raise ValueError("stop")
+
+    monkeypatch.setattr(models, "build", build)
+    options = [
+        "--backbone vgg16 --stride 8 --num-classes 21 --skip-scales pool4=0.01,pool3=1e-4",
+        "--backbone vgg16 --stride 16 --num-classes sem=33,geo=3",
+        "--backbone vgg16 --stride 32 --num-classes 40 --input-channels 4",
+        "--backbone vgg16 --stride 32 --num-classes 40 --late-fusion",
+        "--backbone alexnet --classifier",
+        "--checkpoint vgg16-8s-voc --upsampling learned",
+    ]
+    for line in options:
+        assert _convert("in", "--output", tmp_path / "x.h5", *line.split()) == 2
+    found = [entry["model"] for entry in seen]
+    vgg16 = {"backbone": "vgg16"}
+    assert found == [
+        {
+            **vgg16,
+            "stride": 8,
+            "num_classes": 21,
+            "skip_scales": {"pool4": 1e-2, "pool3": 1e-4},
+        },
+        {**vgg16, "stride": 16, "num_classes": {"sem": 33, "geo": 3}},
+        {**vgg16, "stride": 32, "num_classes": 40, "input_channels": 4},
+        {**vgg16, "stride": 32, "num_classes": 40, "builder": "late_fusion"},
+        {"backbone": "alexnet", "num_classes": 1000, "builder": "classifier"},
+        {**vgg16, "stride": 8, "upsampling": "learned"},
+    ]
+    assert seen[2]["input"]["channels"] == "BGRD"
+    assert seen[3]["input"].keys() == {"color", "hha"}
+    assert "drop" not in seen[4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--backbone vgg16", "give --num-classes and --stride"),
+        ("--backbone vgg16 --stride 8", "give --num-classes"),
+        ("--backbone vgg16 --classifier --stride 8", "--stride means nothing"),
+        (
+            "--backbone vgg16 --late-fusion --stride 8 --num-classes 2"
+            " --skip-scales pool3=1",
+            "--skip-scales means nothing",
+        ),
+        ("--checkpoint vgg16-8s-voc --stride 8", "no other option"),
+        ("--checkpoint vgg16-8s-voc --late-fusion", "no other option"),
+        ("--checkpoint vgg16-imagenet --upsampling learned", "--upsampling means"),
+        ("--checkpoint vgg16-8s-vox", "vgg16-8s-voc"),
+        (
+            "--backbone googlenet --stride 32 --num-classes 4",
+            "score_fr: A blob of shape (3, 1024, 1, 1)",
+        ),
+        (
+            "--backbone googlenet --stride 8 --num-classes 3 --skip-scales pool5=1",
+            "pool5",
+        ),
+    ],
+)
+def test_convert_says_in_a_sentence_what_is_wrong_and_writes_nothing(
+    options, message, googlenet, tmp_path, capsys
+):
+    output = tmp_path / "net.h5"
+    output.write_bytes(b"as it was")
+    assert _convert(googlenet, "--output", output, *options.split()) == 2
+    assert message in capsys.readouterr().err
+    assert output.read_bytes() == b"as it was"
+
+
+def test_the_tool_is_the_command(googlenet, tmp_path):
+    tool = [sys.executable, str(ROOT / "tools" / "convert_caffe.py"), str(googlenet)]
+    output = tmp_path / "net.h5"
+    done = subprocess.run(
+        [*tool, "--output", str(output), *NET], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(output.read_bytes()).hexdigest() in done.stdout
