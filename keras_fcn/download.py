@@ -184,8 +184,9 @@ def _attempt(url, path, copies, pace, report):
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = copies * (total or path.stat().st_size + BLOCK)
             forget(path)
-            raise disk_full(path.parent, copies * (total or 0)) from error
+            raise disk_full(path.parent, need) from error
         raise
 
 

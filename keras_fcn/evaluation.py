@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_fcn.images import decode_segmentation, read_image
+from keras_fcn.labels import VOID
 from keras_fcn.metrics import confusion_matrix, scores
 
 
@@ -45,8 +46,8 @@ def evaluate(model, batches, *, progress=None):
     Args:
         model: A net with one output.
         batches: An iterable of (images, labels): (batch, height, width, 3) RGB 0-255
-            and (batch, height, width) integers, 255 for void. A `keras.utils.PyDataset`
-            is read once.
+            and (batch, height, width) integers, or with a last axis of 1, 255 for
+            void. A `keras.utils.PyDataset` is read once.
         progress: Called with the number of batches done, after each.
 
     Returns:
@@ -54,20 +55,28 @@ def evaluate(model, batches, *, progress=None):
         `images`, their number.
 
     Raises:
-        ValueError: If there are no batches, or if a label is neither a class nor void.
+        ValueError: If there are no batches, if a label is neither a class nor void, or
+            if the model has several outputs.
     """
-    classes = model.output_shape[-1]
+    if isinstance(model.output, dict | list | tuple):
+        raise ValueError(
+            f"{model.name} has several heads; expected one output. Evaluate each by "
+            "itself, as keras.Model(model.inputs, model.output[head])."
+        )
+    classes = model.output.shape[-1]
     matrix, images = np.zeros((classes, classes), "int64"), 0
     for done, (pictures, labels) in enumerate(_once(batches), start=1):
         truth = keras.ops.convert_to_numpy(labels)
-        stray = np.setdiff1d(truth, [*range(classes), 255])
+        stray = truth[(truth != VOID) & ((truth < 0) | (truth >= classes))]
         if stray.size:
             raise ValueError(
-                f"Batch {done - 1} holds labels {stray[:5].tolist()}; expected 0 to "
-                f"{classes - 1}, or 255 for void."
+                f"Batch {done - 1} holds labels {np.unique(stray)[:5].tolist()}; "
+                f"expected 0 to {classes - 1}, or {VOID} for void."
             )
-        logits = keras.ops.convert_to_numpy(model.predict_on_batch(pictures))
-        matrix += confusion_matrix(truth, logits.argmax(axis=-1), classes)
+        prediction = decode_segmentation(model.predict_on_batch(pictures))
+        if truth.ndim == prediction.ndim + 1:
+            truth = truth.squeeze(axis=-1)
+        matrix += confusion_matrix(truth, prediction, classes)
         images += len(truth)
         if progress:
             progress(done)

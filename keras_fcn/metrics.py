@@ -118,17 +118,30 @@ class SegmentationScores(keras.metrics.Metric):
             y_true: (batch, height, width) labels, or with a last axis of 1.
             y_pred: (batch, height, width, num_classes) logits.
             sample_weight: Not supported, for counts have none.
+
+        Raises:
+            ValueError: If there are sample weights, or other classes.
         """
         if sample_weight is not None:
             raise ValueError(
                 "SegmentationScores was given sample weights; expected none: mark the "
                 f"pixels that are not to count with the label {self.void}."
             )
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         n = self.num_classes
-        truth = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        prediction = ops.cast(ops.reshape(ops.argmax(y_pred, axis=-1), (-1,)), "int32")
+        if y_pred.shape[-1] != n:
+            raise ValueError(
+                f"SegmentationScores of {n} classes was given logits of "
+                f"{y_pred.shape[-1]}; expected one per class: pass num_classes="
+                f"{y_pred.shape[-1]}."
+            )
+        if len(y_true.shape) == len(y_pred.shape):
+            y_true = ops.squeeze(y_true, axis=-1)
+        truth = ops.cast(y_true, "int32")
+        prediction = ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         counts = (truth != self.void) & (truth >= 0) & (truth < n)
         place = ops.where(counts, truth * n + prediction, n * n)
+        place = ops.reshape(place, (-1,))
         totals = ops.segment_sum(ops.ones_like(place), place, num_segments=n * n + 1)
         low = self.ones + ops.reshape(totals[:-1], (n, n))
         self.ones.assign(low % 2**_LOW)
@@ -136,7 +149,7 @@ class SegmentationScores(keras.metrics.Metric):
 
     def matrix(self):
         """Returns the confusion matrix so far, (classes, classes) int64, NumPy."""
-        high, low = map(ops.convert_to_numpy, (self.millions, self.ones))
+        high, low = (ops.convert_to_numpy(v.value) for v in (self.millions, self.ones))
         return high.astype("int64") * 2**_LOW + low
 
     def result(self):

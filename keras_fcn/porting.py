@@ -140,6 +140,8 @@ def _match(source, model, drop):
     hidden = weights.hidden_kernels(model)
     rows, arrays, problems = [], {}, _misordered(list(given), model)
     for title, layer in given.items():
+        if not layer.blobs:
+            continue
         name, shapes = _keras_name(title, layer), [blob.shape for blob in layer.blobs]
         if title in drop:
             rows.append(Row(title, shapes, "", [], "dropped"))
@@ -152,8 +154,8 @@ def _match(source, model, drop):
             else:
                 arrays |= filled
                 rows.append(Row(title, shapes, name, list(wanted.values()), action))
-        elif shapes:
-            problems.append(f"{title} {shown(shapes)} is not in the net")
+        else:
+            problems.append(f"{title} {shown(shapes)} has no place in the net")
     for name, (_, wanted) in slots.items():
         problems.append(f"{name} {shown(wanted.values())} is missing")
     if problems:

@@ -1,7 +1,8 @@
 """Recipes: losses and optimizers for `model.compile`, then plain `model.fit`."""
 
-import io
 import pathlib
+import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -9,12 +10,29 @@ from keras import ops
 
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
-from keras_fcn.weights import write_bytes
+from keras_fcn.weights import assign_all, replacing, to_numpy
+
+# What NumPy's and Python's readers of .npz files raise on damaged ones.
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
 class WeightedCrossentropy(keras.losses.Loss):
     """The mean cross-entropy over the pixels of a batch, weighted by their classes.
+
+    The sum of weight times cross-entropy, divided by the sum of the weights.
 
     Args:
         weights: One number per class; all 1 if None.
@@ -28,12 +46,14 @@ class WeightedCrossentropy(keras.losses.Loss):
         self.void = void
 
     def call(self, y_true, y_pred):
-        """Returns the loss, a scalar.
+        """Returns numbers whose mean is the loss, (batch, height, width).
 
         Args:
-            y_true: (batch, height, width) labels.
+            y_true: (batch, height, width) labels, or with a last axis of 1.
             y_pred: (batch, height, width, classes) logits.
         """
+        if len(y_true.shape) == len(y_pred.shape):
+            y_true = ops.squeeze(y_true, axis=-1)
         truth = ops.cast(y_true, "int32")
         counts = truth != self.void
         truth = ops.where(counts, truth, 0)
@@ -42,7 +62,8 @@ class WeightedCrossentropy(keras.losses.Loss):
             table = ops.convert_to_tensor(self.weights, y_pred.dtype)
             weight = weight * ops.take(table, truth)
         loss = ops.sparse_categorical_crossentropy(truth, y_pred, from_logits=True)
-        return ops.sum(weight * loss) / ops.maximum(ops.sum(weight), 1e-6)
+        mean = ops.mean(weight)
+        return weight / ops.where(mean > 0, mean, 1) * loss
 
     def get_config(self):
         """Returns what rebuilds the loss."""
@@ -115,6 +136,9 @@ class Snapshots(keras.callbacks.Callback):
     Weights, optimizer, seeds of Dropout and the epoch: what `restore` needs so that
     the training goes on as if it had never stopped. The file is replaced in one move.
 
+    Pass it before `SwapEMAWeights(swap_on_epoch=True)`, which ends an epoch with other
+    weights in the model than the training goes on with.
+
     Args:
         path: The .npz file.
     """
@@ -124,12 +148,29 @@ class Snapshots(keras.callbacks.Callback):
         self.path = pathlib.Path(path)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the state after `epoch`."""
-        variables = _state(self.model)
-        arrays = {str(i): ops.convert_to_numpy(v) for i, v in enumerate(variables)}
-        buffer = io.BytesIO()
-        np.savez(buffer, epoch=epoch + 1, **arrays)
-        write_bytes(self.path, buffer.getbuffer())
+        """Writes the state after `epoch`.
+
+        Raises:
+            ValueError: If a number in it is not finite: the training has diverged.
+                The file keeps the state before that.
+            OSError: If it cannot be written; the file keeps what it holds.
+        """
+        with replacing(self.path) as file, zipfile.ZipFile(file, "w") as archive:
+            _write_array(archive, "epoch", np.array(epoch + 1))
+            for i, variable in enumerate(_state(self.model)):
+                array = to_numpy(variable)
+                if not np.isfinite(array).all():
+                    raise ValueError(
+                        f"After epoch {epoch + 1} {variable.path} is not finite; "
+                        f"expected numbers, so {self.path} stays as it was. Train with "
+                        "a lower learning rate."
+                    )
+                _write_array(archive, str(i), array)
+
+
+def _write_array(archive, name, array):
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -192,6 +233,20 @@ class ProgressBar(keras.callbacks.Callback):
 def restore(model, path):
     """Puts a compiled model back to where `Snapshots` saw it last.
 
+    What follows is bit for bit what it would have been (on one machine, and as far as
+    the backend computes alike twice) if
+
+    - the model is built and compiled with the arguments of the first run, and every
+      random layer of it has a seed where Keras runs on PyTorch,
+    - the data are those of the epoch: `batches.seek(epoch)`, `fit(shuffle=False)`,
+    - callbacks have no memory, as `EarlyStopping` and `ReduceLROnPlateau` have.
+
+    ```python
+    epoch = restore(model, "state.npz")
+    batches.seek(epoch)
+    model.fit(batches, initial_epoch=epoch, epochs=100, shuffle=False)
+    ```
+
     Args:
         model: The model, built and compiled as it was then.
         path: The .npz file.
@@ -200,23 +255,36 @@ def restore(model, path):
         The number of epochs that it has been trained for, for `fit(initial_epoch=)`.
 
     Raises:
-        ValueError: If the file is of another model or optimizer; nothing is changed.
+        ValueError: If the file is damaged, or of another model or optimizer; nothing is
+            changed.
+        OSError: If it cannot be read.
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    variables = _state(model)
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    epoch = int(arrays.pop("epoch"))
-    shapes = [tuple(v.shape) for v in variables]
-    if [arrays[str(i)].shape for i in range(len(arrays))] != shapes:
+    variables = {str(i): variable for i, variable in enumerate(_state(model))}
+    arrays = _read_arrays(path)
+    wanted = {"epoch": (), **{i: tuple(v.shape) for i, v in variables.items()}}
+    found = {i: array.shape for i, array in arrays.items() if array.dtype.kind in "fiu"}
+    if found != wanted:
         raise ValueError(
-            f"{path} is of another net or optimizer; expected {len(shapes)} arrays of "
+            f"{path} is of another net or optimizer; expected {len(wanted)} arrays of "
             "this one's shapes. Pass the options of the first run, or start anew."
         )
-    for i, variable in enumerate(variables):
-        variable.assign(arrays[str(i)])
+    epoch = int(arrays["epoch"])
+    assign_all([(variable, arrays.pop(i)) for i, variable in variables.items()])
     return epoch
+
+
+def _read_arrays(path):
+    with open(path, "rb") as file:  # what the system says against it is an OSError
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: np.asarray(archive[name]) for name in archive.files}
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path} is no snapshot, or is damaged ({error}); expected a file that "
+                "Snapshots wrote. Use an earlier copy, or start anew."
+            ) from error
 
 
 def _state(model):

@@ -199,7 +199,7 @@ def read_arrays(path):
         path: An .h5 file in the layout of this module.
 
     Returns:
-        `{name: array}`, "layer/weight".
+        `{name: array}`, "layer/weight", sorted by name.
 
     Raises:
         ValueError: If it is not a weight file, or if a number is not that of a trained
@@ -208,7 +208,7 @@ def read_arrays(path):
     """
     arrays = {}
     with _reading(path) as (file, found):
-        for name in found:
+        for name in sorted(found):
             arrays[name] = _read(file[name], name)
             if fault := _fault(arrays[name], hidden=False):
                 raise ValueError(f"{name} {fault}; expected trained weights.")

@@ -1,4 +1,4 @@
-"""Every entry of the manifest, against the reference's prototxts and data layers."""
+"""Every entry of the manifest, against the prototxts and data layers it speaks of."""
 
 import functools
 import hashlib
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import keras
 import pytest
 
-from keras_fcn import manifest, models
+from keras_fcn import manifest, models, weights
 from keras_fcn.labels import LABEL_SETS
 from keras_fcn.layers import Preprocess
 from keras_fcn.manifest import checkpoint_info, list_checkpoints
@@ -23,7 +23,7 @@ FIELDS = {
     "": (
         {"model", "input", "parameters", "license", "trained_on", "source"}
         | {"published", "measured"},
-        {"labels", "drop"} | ORIGINS,
+        {"labels", "drop", "command"} | ORIGINS,
     ),
     "model": ({"backbone"}, {"builder", "stride", "num_classes", "skip_scales"}),
     "file": ({"name", "bytes", "sha256"}, set()),
@@ -54,9 +54,10 @@ PARAMETERS = {
     "vgg16-imagenet": 138_357_544,
     "alexnet-imagenet": 60_965_224,
     "googlenet-imagenet": 6_998_552,
+    "googlenet-8s-camvid": 5_973_552 + 11 * (1024 + 480 + 192 + 3),  # trunk, scores
 }
-# By the end of the name: *_layers.py, net.py and infer.py of the reference, VGG16's gist,
-# and train_val.prototxt of bvlc_googlenet.
+# By the end of the name: *_layers.py, net.py and infer.py of the reference, the gist of
+# VGG16, train_val.prototxt of bvlc_googlenet.
 INPUTS = {
     "-voc": ("BGR", [104.00699, 116.66877, 122.67892]),
     "-nyud": ("BGR", [116.190, 97.203, 92.318]),
@@ -66,6 +67,7 @@ INPUTS = {
     "vgg16-imagenet": ("BGR", [103.939, 116.779, 123.68]),
     "alexnet-imagenet": ("BGR", [104.00698793, 116.66876762, 122.67891434]),
     "googlenet-imagenet": ("BGR", [104, 117, 123]),
+    "-camvid": ("BGR", [104.00699, 116.66877, 122.67892]),  # ours, as for VOC
 }
 HEADS = {
     "-voc": 21,
@@ -109,8 +111,15 @@ def test_the_manifest_has_the_published_checkpoints_and_their_classifiers():
     assert set(PARAMETERS) <= set(NAMES)
 
 
+def test_the_readme_of_the_manifest_lists_its_fields():
+    readme = (manifest.folder() / "README.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", readme, flags=re.MULTILINE)
+    required, optional = FIELDS[""]
+    assert sorted(listed) == sorted(required | optional)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_an_entry_has_the_fields_that_the_readme_lists_and_no_others(name):
+def test_an_entry_has_all_fields_that_it_needs_and_no_others(name):
     entry = checkpoint_info(name)
     check_fields(entry, "")
     for kind in ("model", *(ORIGINS & set(entry))):
@@ -159,7 +168,7 @@ def test_a_caffemodel_is_fetched_from_a_plain_host(name):
     assert url.scheme in ("http", "https")
     assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]+", url.netloc)  # no user, no port
     assert re.fullmatch(r"(/[\w~.-]+)*/[\w-]+\.caffemodel", url.path)
-    assert not (url.query or url.fragment)
+    assert url.query == url.fragment == ""
 
 
 def test_no_two_checkpoints_share_a_file():
@@ -307,10 +316,19 @@ def test_an_unknown_name_is_answered_with_near_ones(wrong, near):
         checkpoint_info(wrong)
 
 
-def test_files_that_ship_are_what_the_manifest_says():
-    for name in NAMES:
-        if "file" in (entry := checkpoint_info(name)):
-            assert manifest.shipped(name).stat().st_size == entry["file"]["bytes"]
+@pytest.mark.parametrize("name", ["googlenet-8s-camvid"])
+def test_a_file_that_ships_is_what_the_manifest_says(name):
+    entry, path = checkpoint_info(name), manifest.shipped(name)
+    assert path.stat().st_size == entry["file"]["bytes"]
+    facts = weights.metadata(path)
+    assert entry["model"].items() <= facts["model"].items()
+    assert entry["input"] == facts["input"]
+    assert entry["labels"] == facts["labels"]
+
+
+def test_only_the_tested_files_ship():
+    shipped = [name for name in NAMES if "file" in checkpoint_info(name)]
+    assert shipped == ["googlenet-8s-camvid"]
 
 
 def test_a_shipped_file_of_other_content_is_refused(tmp_path, monkeypatch):
