@@ -93,13 +93,16 @@ class BilinearUpsampling(keras.layers.Layer):
         phases = near * cells + far * previous
         shape = list(ops.shape(x))
         size = self.factor * (shape[axis] + 1)
-        x = ops.reshape(phases, [-1, *shape[1:axis], size, *shape[axis + 1 :]])
+        x = ops.reshape(phases, [*shape[:axis], size, *shape[axis + 1 :]])
         size = size - 2 * self.factor + self.kernel_size
         return x[:, :size] if axis == 1 else x[:, :, :size]
 
     def compute_output_shape(self, shape):
         """Returns the output's shape for an input of `shape`."""
-        sides = [n and self.factor * (n - 1) + self.kernel_size for n in shape[1:3]]
+        sides = [
+            None if n is None else self.factor * (n - 1) + self.kernel_size
+            for n in shape[1:3]
+        ]
         return (shape[0], *sides, shape[3])
 
     def get_config(self):
@@ -137,7 +140,7 @@ class CropLike(keras.layers.Layer):
         """Returns the output's shape for inputs of `shapes`."""
         x, reference = shapes
         sides = [
-            None if None in (n, m) else min(m, n - self.offset)
+            None if None in (n, m) else max(0, min(m, n - self.offset))
             for n, m in zip(x[1:3], reference[1:3], strict=True)
         ]
         return (x[0], *sides, x[3])

@@ -242,7 +242,8 @@ def late_fusion(
         image = images[stream] = _image(stream, 3, checkpoint)
         x = image._replace(suffix=stream)
         if include_preprocessing:
-            data = checkpoint.entry["input"][stream] if checkpoint else default
+            known = checkpoint.entry.get("input", {}) if checkpoint else {}
+            data = known.get(stream, default)
             x = _preprocess(x, data, f"preprocess{stream}")
         taps = BACKBONES[backbone](x, width)
         scores[stream] = score_taps(taps, num_classes, stride)
@@ -400,20 +401,20 @@ def describe(model):
         ValueError: If it is another net.
     """
     found = {layer.name.removesuffix("_bgrd"): layer for layer in model.layers}
-    backbones = [name for name, marks in LANDMARKS.items() if marks[0] in found]
+    backbones = [name for name, first in FIRST_LAYERS.items() if first in found]
     heads = [name.removeprefix("score_fr") for name in found if "score_fr" in name]
     if not backbones or not heads:
         raise ValueError(
             f"The model {model.name!r} has no layers of an FCN; expected one that "
             "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
         )
-    _, widest, filters = LANDMARKS[backbones[0]]
     classes = {head[1:]: found[f"score_fr{head}"].filters for head in heads}
     skips = [name for name in found if name.startswith("fuse_")]
     scales = {
-        name.removeprefix("scale_").removesuffix(heads[0]): layer.scale
-        for name, layer in found.items()
-        if name.startswith("scale_")
+        name.removeprefix("scale_").removesuffix(head): found[name].scale
+        for head in heads
+        for name in found
+        if name.startswith("scale_") and name.endswith(head)
     }
     learned = any(isinstance(x, keras.layers.Conv2DTranspose) for x in model.layers)
     entry = {
@@ -425,7 +426,7 @@ def describe(model):
             "skip_scales": scales or None,
             "input_channels": model.inputs[0].shape[-1],
             "include_preprocessing": "preprocess" in found,
-            "width": found[widest].filters / filters,
+            "width": _width(found, backbones[0]),
         }
     }
     if "preprocess" in found:
@@ -434,12 +435,26 @@ def describe(model):
     return entry
 
 
-# First layer, widest layer, and the filters of that one at width 1.
-LANDMARKS = {
-    "alexnet": ("conv1", "fc6", 4096),
-    "vgg16": ("conv1_1", "fc6", 4096),
-    "googlenet": ("conv1_7x7_s2", "inception_5b_3x3", 384),
-}
+FIRST_LAYERS = {"alexnet": "conv1", "vgg16": "conv1_1", "googlenet": "conv1_7x7_s2"}
+
+
+def _width(found, backbone):
+    """Returns a width at which a backbone has the channels that it was found with."""
+    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
+        image = Feature(keras.Input((None, None, 3)))
+        *_, last = BACKBONES[backbone](image).values()
+        full = keras.Model(image.tensor, last.tensor).layers
+    counts = [
+        (found[layer.name].filters, layer.filters)
+        for layer in full
+        if isinstance(layer, keras.layers.Conv2D)
+    ]
+    # Channels are rounded down, so that each count is a lower bound, but never to none.
+    least = min(n for n, _ in counts)
+    bounds = [n / filters for n, filters in counts if n > least or n == filters]
+    width = max(bounds, default=min(n / filters for n, filters in counts))
+    exact = all(int(width * filters) >= n for n, filters in counts if n > least)
+    return width if exact else width * (1 + 1e-12)
 
 
 def _image(name, channels, checkpoint):

@@ -286,7 +286,7 @@ def _ported(arrays, shapes, progress):
     """Yields (weight, array in Keras' layout), and lets go of each on the way."""
     done, total = 0, sum(map(math.prod, shapes.values()))
     for name, shape in shapes.items():
-        yield name, np.ascontiguousarray(_to_keras(*arrays.pop(name), shape))
+        yield name, _to_keras(*arrays.pop(name), shape)
         done += math.prod(shape)
         if progress:
             progress(done, total)

@@ -8,7 +8,6 @@ also says what it is in the attribute `keras_fcn`.
 import contextlib
 import errno
 import glob
-import io
 import json
 import math
 import os
@@ -28,6 +27,8 @@ MAX_DEPTH = 8
 MAX_BESIDE = 4 * 2**20  # bytes of a file that are not arrays; in ours 0.1 MB
 MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
 ORPHAN_SECONDS = 3600  # an unfinished file this old has no owner left
+# What h5py and zlib raise on damaged files.
+_DAMAGE = (OSError, RuntimeError, LookupError, TypeError, zlib.error)
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
 
 
@@ -79,12 +80,13 @@ def save_arrays(arrays, path, *, metadata=None):
     Raises:
         OSError: If the file cannot be written; an earlier one is then untouched.
     """
-    # In memory: HDF5 that runs out of disk takes the process down with it.
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    # Through a file of Python's: on a full disk, HDF5's own ends the process.
+    with replacing(path) as part, h5py.File(part, "w") as file:
         weights = {}
         for name, array in arrays:
-            file.create_dataset(name, data=array)
+            dataset = file.create_dataset(name, array.shape, array.dtype)
+            for i in np.ndindex(array.shape[:-3]):  # transposed ones are copied
+                dataset[i] = array[i]
             del array
             layer, weight = name.split("/", 1)
             weights.setdefault(layer, []).append(weight.encode())
@@ -95,7 +97,6 @@ def save_arrays(arrays, path, *, metadata=None):
         file.attrs["keras_version"] = b"3"
         if metadata is not None:
             file.attrs["keras_fcn"] = json.dumps(metadata, sort_keys=True)
-    write_bytes(path, buffer.getbuffer())
 
 
 def write_bytes(path, data):
@@ -129,7 +130,7 @@ def replacing(path):
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         _sweep(target)
-        with open(part, "xb") as file:  # not mkstemp, whose files are private
+        with open(part, "x+b") as file:  # not mkstemp, whose files are private
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -413,7 +414,7 @@ def _reading(path):
             yield file, _headers(file)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, KeyError, TypeError) as error:  # HDF5 has them all
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
             "written by keras_fcn.save_checkpoint or tools/convert_caffe.py. Fetch or "

@@ -290,10 +290,9 @@ def _run(hub, name, entry, cache, hub_cache, **options):
         kinds = [OSError, ValueError, type(error)]
         kind = next(kind for kind in kinds if isinstance(error, kind))
         result = {"error": kind.__name__, "message": str(error)}
-    files = [p for p in pathlib.Path(cache).rglob("*") if p.is_file()]
-    files += [p for p in pathlib.Path(hub_cache).rglob("*") if p.is_file()]
-    sizes = {str(path): path.stat().st_size for path in files}
-    return result | {"seconds": time.monotonic() - start, "files": sizes}
+    files = [p for root in (cache, hub_cache) for p in pathlib.Path(root).rglob("*")]
+    files = [str(path) for path in files if path.is_file()]
+    return result | {"seconds": time.monotonic() - start, "files": files}
 
 
 def _take_away(hub_cache, **options):

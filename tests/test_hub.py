@@ -509,12 +509,43 @@ def test_sixteen_processes_make_one_download(site, faults):
         results = [here.children.wait(pid) for pid in pids]
         assert {result.get("sha256") for result in results} == {sha256(here.good)}
         assert 1 <= len(here.server.gets()) <= most
+        assert len(here.server.log) <= 3 * most
         assert not list(here.cache.glob("*.part*"))
 
     rounds = [*itertools.product(KINDS, [()], [1], range(10))]
     rounds += itertools.product(KINDS, [("locks",)], [16], range(3))
     rounds += itertools.product(["hub"], [("links",)], [2], range(4))
-    faults(4, rounds, check)
+    few = [("host", (), 1, 0), ("hub", (), 1, 0), ("host", ("locks",), 16, 0)]
+    faults(4, rounds, check, few)
+
+
+def test_a_file_that_comes_at_the_last_moment_is_kept(site, monkeypatch):
+    here = site("host")
+    here.fetch()
+    here.server.log.clear()
+    monkeypatch.setattr(hub, "_cached", lambda name, entry: None)
+    assert here.is_right(here.fetch())
+    assert here.server.log == []
+
+
+@pytest.mark.parametrize("last", [".h5", ".json"])
+def test_a_port_that_is_killed_between_its_two_files_is_made_again(
+    site, monkeypatch, last
+):
+    here = site("host")
+    replace = os.replace
+
+    def die(source, target):
+        if str(target).endswith(NAME + last):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            here.fetch()
+    assert here.is_right(here.fetch())
+    assert len(here.server.gets()) == 1
 
 
 @namespaces
@@ -654,7 +685,8 @@ def wrong_part(request):
     if not request.headers.get("Range"):
         return request.send(stop=(100_000, "FIN"))
     body = request.server.files[request.path]
-    headers = {"Content-Range": f"bytes 0-{len(body) // 2 - 1}/{len(body)}"}
+    place = f"bytes 0-{len(body) // 2 - 1}/{len(body)}"
+    headers = {"Content-Range": place, "ETag": request.facts(body)["ETag"]}
     request.server.fault = None
     return request.send(body[: len(body) // 2], 206, headers, ranges=False)
 
@@ -855,9 +887,18 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has(site, faults, kind, h
         folder = pathlib.Path(tempfile.mkdtemp())
         folder.chmod(0o755)
         here.cache, here.hub_cache = folder / "ours", folder / "hubs"
-        for path in (here.cache, here.hub_cache):
-            path.mkdir(mode=0o555 if how == "mode" else 0o755)
-        barred = {"user": 65534} if how == "mode" else {}
+        locks = here.hub_cache / ".locks"
+        for path in (here.cache, here.hub_cache, locks):
+            path.mkdir()
+        barred = {}
+        if how == "mode":
+            barred = {"user": 65534}
+            for path in (here.cache, locks):
+                (path / f"{NAME}.lock").touch()
+                os.chown(path / f"{NAME}.lock", 65534, 65534)
+            for path in (here.cache, here.hub_cache, locks):
+                os.chown(path, 65534, 65534)
+                path.chmod(0o555)
         if how == "mount":
             barred = {"readonly": [str(here.cache), str(here.hub_cache)]}
         with contextlib.ExitStack() as stack:

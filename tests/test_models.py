@@ -141,7 +141,7 @@ def assert_size_is_kept(model, *shape):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_an_image_of_any_size_comes_out_as_large(backbone):
     model = every_stride(backbone)
-    sizes = [(1, 1), (1, 70), (2, 33), (3, 64), (16, 17), (31, 48), (32, 15), (63, 49)]
+    sizes = [(1, 1), (2, 33), (31, 48), (64, 15), (70, 17)]
     for batch, size in enumerate(sizes):
         assert_size_is_kept(model, 1 + batch % 3, *size)
 
@@ -273,9 +273,14 @@ REFERENCE = {
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parameters", "frozen"), REFERENCE.values(), ids=REFERENCE
+    "net",
+    [
+        pytest.param(net, marks=pytest.mark.slow) if "googlenet" in net else net
+        for net in REFERENCE
+    ],
 )
-def test_a_net_has_as_many_parameters_as_the_reference(arguments, parameters, frozen):
+def test_a_net_has_as_many_parameters_as_the_reference(net):
+    arguments, parameters, frozen = REFERENCE[net]
     arguments = {"backbone": "vgg16", "include_preprocessing": False, **arguments}
 
     def count(width, **more):
@@ -311,8 +316,9 @@ def test_a_new_net_has_a_random_trunk_and_logits_of_zero():
 # Upsampling and skips
 
 
-@pytest.mark.parametrize("stride", [32, 8])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("backbone", "stride"), [("alexnet", 8), ("vgg16", 32), ("googlenet", 16)]
+)
 def test_learned_upsampling_starts_as_the_fixed_one(backbone, stride):
     outputs = {}
     for upsampling in ("bilinear", "learned"):
@@ -361,12 +367,12 @@ def test_depth_enters_with_colour_through_a_convolution_of_its_own():
 
 @pytest.mark.parametrize("stride", [32, 8])
 def test_late_fusion_is_the_mean_of_a_colour_and_an_hha_net(stride):
-    fused = oracle.draw(models.late_fusion("alexnet", stride, 3, width=1 / 32))
+    fused = oracle.draw(models.late_fusion("alexnet", stride, 3, width=1e-6))
     blobs, logits = oracle.blobs(fused), []
     x = {"color": pictures(seed=1), "hha": pictures(seed=2)}
     data = {"color": x["color"][..., ::-1] - NYUD_COLOR, "hha": x["hha"] - NYUD_HHA}
     for stream in ("color", "hha"):
-        single = build("alexnet", stride, include_preprocessing=False)
+        single = build("alexnet", stride, width=1e-6, include_preprocessing=False)
         names = oracle.blobs(single)
         oracle.fill(single, {name: blobs[name + stream] for name in names})
         logits.append(predict(single, data[stream]))
@@ -526,7 +532,7 @@ NETS = {
     },
     "alexnet-third": {"backbone": "alexnet", "width": 1 / 3, "stride": 32},
     "vgg16-tenth": {"width": 0.1, "stride": 32},
-    "googlenet-fifth": {"backbone": "googlenet", "width": 0.2, "stride": 32},
+    "googlenet-fiftieth": {"backbone": "googlenet", "width": 0.02, "stride": 32},
 }
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -109,6 +110,17 @@ def refused(tmp_path, write):
         return str(caught.value)
 
     return refused
+
+
+@pytest.fixture
+def googlenet(write):
+    """A caffemodel of GoogLeNet-32s for three classes, at full width."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = models.build({"model": entry_of("googlenet", 32, width=1)["model"]})
+    return write(caffemodel(caffe_layers(model)))
+
+
+NET = ("--backbone", "googlenet", "--stride", "32", "--num-classes", "3")
 
 
 # What a sound file becomes
@@ -528,6 +540,51 @@ def test_nets_that_agree_in_every_shape_are_told_apart_by_the_published_hash(
     assert not (tmp_path / "hha.h5").exists()
 
 
+def test_a_full_disk_ends_in_a_sentence_and_leaves_the_earlier_file(
+    tmp_path, googlenet
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    output, command = disk / "net.h5", [sys.executable, "-m", "keras_fcn", "convert"]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("A full disk takes a small one, which only root can mount.")
+    try:
+        output.write_bytes(b"as it was")
+        done = subprocess.run(
+            [*command, str(googlenet), "--output", str(output), *NET],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr  # and not a signal
+        assert "bytes that are free" in done.stderr
+        assert output.read_bytes() == b"as it was"
+        assert list(disk.iterdir()) == [output]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_port_of_540_mb_takes_less_than_thrice_the_file_and_20_seconds(
+    tmp_path, write
+):
+    source = write(golden.caffemodel(golden.load("voc-fcn8s"), trace=True))
+    arguments = ["convert", str(source), "--output", str(tmp_path / "net.h5")]
+    arguments += ["--backbone", "vgg16", "--stride", "8", "--num-classes", "21"]
+    program = f"""
+import resource
+from keras_fcn.cli import main
+assert main({arguments}) == 0
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kilobytes, seconds = map(float, done.stdout.splitlines()[-1].split())
+    assert kilobytes * 1024 < 3 * source.stat().st_size
+    assert seconds < 20
+
+
 def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
     model, output = models.build(classifier_of("vgg16")), tmp_path / "net.h5"
     with pytest.raises(FileNotFoundError, match="absent.caffemodel"):
@@ -617,17 +674,6 @@ def test_the_vgg16_of_keras_is_held_to_the_same_rules(tmp_path):
 
 def _convert(*arguments):
     return main(["convert", *map(str, arguments)])
-
-
-@pytest.fixture
-def googlenet(write):
-    """A caffemodel of GoogLeNet-32s for three classes, at full width."""
-    with keras.StatelessScope(initialize_variables=False):
-        model = models.build({"model": entry_of("googlenet", 32, width=1)["model"]})
-    return write(caffemodel(caffe_layers(model)))
-
-
-NET = ("--backbone", "googlenet", "--stride", "32", "--num-classes", "3")
 
 
 def test_convert_reports_each_layer_and_prints_the_entry(googlenet, tmp_path, capsys):

@@ -3,7 +3,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -485,19 +484,27 @@ def test_killed_at_any_moment_a_training_goes_on_as_if_it_had_not_been(
     folder, whole, tmp_path
 ):
     # As a program this file trains, from the last snapshot if there is one.
-    path, rng = tmp_path / "state.npz", np.random.default_rng(0)
-    command = [sys.executable, __file__, folder, path]
-    root = os.path.dirname(os.path.dirname(__file__))
-    environment = {**os.environ, "PYTHONPATH": root}
-    for _ in range(20):
+    def start(path):
+        command = [sys.executable, __file__, folder, path]
+        root = os.path.dirname(os.path.dirname(__file__))
+        environment = {**os.environ, "PYTHONPATH": root}
         child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
         child.stdout.readline()  # it begins to train
-        time.sleep(rng.uniform(0, 2))
-        child.send_signal(signal.SIGKILL)
+        return child
+
+    child = start(tmp_path / "undisturbed.npz")
+    begin = time.perf_counter()
+    assert child.wait() == 0
+    duration = time.perf_counter() - begin
+    path, rng, model = tmp_path / "state.npz", np.random.default_rng(0), net()
+    for _ in range(10):
+        child = start(path)
+        time.sleep(rng.uniform(0, duration))
+        child.kill()
         child.wait()
-        if path.exists():
-            assert 1 <= restore(net(), path) <= EPOCHS
-    subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+        if path.exists() and restore(model, path) == EPOCHS:
+            path.unlink()
+    assert start(path).wait() == 0
     assert path.read_bytes() == (whole[0] / "state.npz").read_bytes()
 
 
