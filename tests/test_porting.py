@@ -156,11 +156,12 @@ def test_a_ported_net_computes_what_real_caffe_computed(name, version, tmp_path,
     data = golden.inputs(case)["data"].transpose(0, 2, 3, 1)
     outputs = model.predict_on_batch(data)
     if not isinstance(outputs, dict):
-        outputs = {"": outputs}
+        outputs = {case["outputs"][0]: outputs}
     found = {}
-    for blob, output in zip(case["outputs"], outputs.values(), strict=True):
+    for blob in case["outputs"]:
+        output = outputs.get(blob, outputs.get(blob.removeprefix("score_")))
         found[blob] = np.transpose(output, (0, 3, 1, 2))
-        if "InnerProduct" in (layer["type"] for layer in case["layers"]):
+        if "builder" in entry["model"]:
             found[blob] = found[blob].reshape(1, -1)
     assert max(golden.compare(case, found).values()) < 1e-5
 
@@ -565,6 +566,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_the_earlier_file(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="Linux counts memory there.")
 def test_a_port_of_540_mb_takes_less_than_thrice_the_file_and_20_seconds(
     tmp_path, write
 ):
@@ -572,17 +574,18 @@ def test_a_port_of_540_mb_takes_less_than_thrice_the_file_and_20_seconds(
     arguments = ["convert", str(source), "--output", str(tmp_path / "net.h5")]
     arguments += ["--backbone", "vgg16", "--stride", "8", "--num-classes", "21"]
     program = f"""
-import resource
+import time
 from keras_fcn.cli import main
 assert main({arguments}) == 0
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+print("seconds", time.process_time())
+print(open("/proc/self/status").read())
 """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    kilobytes, seconds = map(float, done.stdout.splitlines()[-1].split())
-    assert kilobytes * 1024 < 3 * source.stat().st_size
-    assert seconds < 20
+    lines = (line.split() for line in done.stdout.splitlines())
+    facts = {line[0]: line[1] for line in lines if len(line) > 1}
+    assert int(facts["VmHWM:"]) * 1024 < 3 * source.stat().st_size
+    assert float(facts["seconds"]) < 20
 
 
 def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
