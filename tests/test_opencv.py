@@ -18,14 +18,14 @@ class Prototxt:
         self.lines[1] += f" dim: {height} dim: {width} }}"
         self.layers, self.channels = [], {"data": 3}
 
-    def add(self, kind, name, bottoms, settings, channels):
-        sources = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
+    def add(self, kind, name, bottoms, settings, channels, top=None):
+        sources, top = " ".join(f'bottom: "{x}"' for x in bottoms), top or name
         self.lines.append(
-            f'layer {{ name: "{name}" type: "{kind}" {sources} top: "{name}" '
+            f'layer {{ name: "{name}" type: "{kind}" {sources} top: "{top}" '
             f"{settings} }}"
         )
-        self.channels[name] = channels
-        return name
+        self.channels[top] = channels
+        return top
 
     def conv(self, x, name, n, k, pad=0, stride=1, group=1, relu=True):
         settings = f"num_output: {n} kernel_size: {k} pad: {pad} stride: {stride}"
@@ -34,7 +34,7 @@ class Prototxt:
         self.layers.append({"name": name, "type": kind, "shapes": shapes})
         settings = f"convolution_param {{ {settings} group: {group} }}"
         x = self.add(kind, name, [x], settings, n)
-        return self.add("ReLU", f"{name}_relu", [x], "", n) if relu else x
+        return self.add("ReLU", f"relu_{name}", [x], "", n, top=x) if relu else x
 
     def pool(self, x, name, k):
         settings = f"pooling_param {{ pool: MAX kernel_size: {k} stride: 2 }}"

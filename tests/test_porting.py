@@ -466,7 +466,13 @@ def test_alexnet_that_normalises_before_it_pools_is_refused(version, tmp_path, w
             assert not (tmp_path / "other.h5").exists()
 
 
-# The published nets (nets.md of the reference, section 2), a 32nd as wide.
+def test_names_from_a_file_are_printed_without_their_control_characters(refused):
+    layers = caffe_layers(models.build(entry_of()))
+    layers["\x1b[2J\n"] = Layer("Convolution", [np.ones(3, np.float32)])
+    assert r"'\x1b[2J\n' (3,) has no place" in refused(layers, entry_of())
+
+
+# The published nets, a 32nd as wide.
 NETS = {
     "voc-fcn32s": entry_of(stride=32, num_classes=21),
     "voc-fcn16s": entry_of(stride=16, num_classes=21),
@@ -670,6 +676,32 @@ def test_the_vgg16_of_keras_is_held_to_the_same_rules(tmp_path):
     with pytest.raises(ValueError, match="vgg16.h5: fc2"):
         port(source, output, models.build(classifier_of("vgg16", 6)))
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_the_vgg16_of_keras_is_ported_at_its_real_size(tmp_path, capsys):
+    source, output = tmp_path / "[vgg16].h5", tmp_path / "net.h5"
+    rng, channels = np.random.default_rng(0), 3
+    kernels = {}
+    for block, repeats in enumerate((2, 2, 3, 3, 3), start=1):
+        for i in range(1, repeats + 1):
+            filters = min(32 << block, 512)
+            kernels[f"block{block}_conv{i}"] = (3, 3, channels, filters)
+            channels = filters
+    kernels |= {"fc1": (25088, 4096), "fc2": (4096, 4096), "predictions": (4096, 1000)}
+    with h5py.File(source, "w") as file:
+        file.attrs["layer_names"] = [name.encode() for name in kernels]
+        for name, shape in kernels.items():
+            names = [f"{name}_W_1:0", f"{name}_b_1:0"]
+            file[f"{name}/{names[0]}"] = rng.standard_normal(shape, dtype=np.float32)
+            file[f"{name}/{names[1]}"] = np.ones(shape[-1], np.float32)
+            file[name].attrs["weight_names"] = [text.encode() for text in names]
+    assert _convert(source, "--output", output, "--checkpoint", "vgg16-imagenet") == 0
+    assert "parameters = 138_357_544" in " ".join(capsys.readouterr().out.split())
+    with h5py.File(source) as before, h5py.File(output) as after:
+        # Keras flattens height, width, channels: cell (2, 5) of 7 by 7 is the 19th.
+        flat = before["fc1/fc1_W_1:0"][19 * 512 : 20 * 512]
+        np.testing.assert_array_equal(after["fc6/kernel"][2, 5], flat)
 
 
 # The command

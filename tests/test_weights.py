@@ -824,7 +824,14 @@ def test_what_is_no_file_is_an_os_error_that_names_it(tmp_path, model):
 
 def test_mutants_load_or_are_refused(tmp_path):
     fuzzer = os.path.join(os.path.dirname(__file__), "../benchmarks/fuzz_weights.py")
-    command = [sys.executable, fuzzer, "--mutants", "1000", "--findings", tmp_path / "f"]
+    command = [
+        sys.executable,
+        fuzzer,
+        "--mutants",
+        "1000",
+        "--findings",
+        tmp_path / "f",
+    ]
     report = subprocess.run(command, capture_output=True, text=True, check=False)
     assert report.returncode == 0, report.stdout + report.stderr
 
