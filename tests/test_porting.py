@@ -156,12 +156,11 @@ def test_a_ported_net_computes_what_real_caffe_computed(name, version, tmp_path,
     data = golden.inputs(case)["data"].transpose(0, 2, 3, 1)
     outputs = model.predict_on_batch(data)
     if not isinstance(outputs, dict):
-        outputs = {case["outputs"][0]: outputs}
+        outputs = {"": outputs}
     found = {}
-    for blob in case["outputs"]:
-        output = outputs.get(blob, outputs.get(blob.removeprefix("score_")))
+    for blob, output in zip(case["outputs"], outputs.values(), strict=True):
         found[blob] = np.transpose(output, (0, 3, 1, 2))
-        if "builder" in entry["model"]:
+        if "InnerProduct" in (layer["type"] for layer in case["layers"]):
             found[blob] = found[blob].reshape(1, -1)
     assert max(golden.compare(case, found).values()) < 1e-5
 
@@ -466,13 +465,7 @@ def test_alexnet_that_normalises_before_it_pools_is_refused(version, tmp_path, w
             assert not (tmp_path / "other.h5").exists()
 
 
-def test_names_from_a_file_are_printed_without_their_control_characters(refused):
-    layers = caffe_layers(models.build(entry_of()))
-    layers["\x1b[2J\n"] = Layer("Convolution", [np.ones(3, np.float32)])
-    assert r"'\x1b[2J\n' (3,) has no place" in refused(layers, entry_of())
-
-
-# The published nets, a 32nd as wide.
+# The published nets (nets.md of the reference, section 2), a 32nd as wide.
 NETS = {
     "voc-fcn32s": entry_of(stride=32, num_classes=21),
     "voc-fcn16s": entry_of(stride=16, num_classes=21),
@@ -572,7 +565,6 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_the_earlier_file(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc"), reason="Linux counts memory there.")
 def test_a_port_of_540_mb_takes_less_than_thrice_the_file_and_20_seconds(
     tmp_path, write
 ):
@@ -580,18 +572,17 @@ def test_a_port_of_540_mb_takes_less_than_thrice_the_file_and_20_seconds(
     arguments = ["convert", str(source), "--output", str(tmp_path / "net.h5")]
     arguments += ["--backbone", "vgg16", "--stride", "8", "--num-classes", "21"]
     program = f"""
-import time
+import resource
 from keras_fcn.cli import main
 assert main({arguments}) == 0
-print("seconds", time.process_time())
-print(open("/proc/self/status").read())
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = (line.split() for line in done.stdout.splitlines())
-    facts = {line[0]: line[1] for line in lines if len(line) > 1}
-    assert int(facts["VmHWM:"]) * 1024 < 3 * source.stat().st_size
-    assert float(facts["seconds"]) < 20
+    kilobytes, seconds = map(float, done.stdout.splitlines()[-1].split())
+    assert kilobytes * 1024 < 3 * source.stat().st_size
+    assert seconds < 20
 
 
 def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
@@ -676,32 +667,6 @@ def test_the_vgg16_of_keras_is_held_to_the_same_rules(tmp_path):
     with pytest.raises(ValueError, match="vgg16.h5: fc2"):
         port(source, output, models.build(classifier_of("vgg16", 6)))
     assert not output.exists()
-
-
-@pytest.mark.slow
-def test_the_vgg16_of_keras_is_ported_at_its_real_size(tmp_path, capsys):
-    source, output = tmp_path / "[vgg16].h5", tmp_path / "net.h5"
-    rng, channels = np.random.default_rng(0), 3
-    kernels = {}
-    for block, repeats in enumerate((2, 2, 3, 3, 3), start=1):
-        for i in range(1, repeats + 1):
-            filters = min(32 << block, 512)
-            kernels[f"block{block}_conv{i}"] = (3, 3, channels, filters)
-            channels = filters
-    kernels |= {"fc1": (25088, 4096), "fc2": (4096, 4096), "predictions": (4096, 1000)}
-    with h5py.File(source, "w") as file:
-        file.attrs["layer_names"] = [name.encode() for name in kernels]
-        for name, shape in kernels.items():
-            names = [f"{name}_W_1:0", f"{name}_b_1:0"]
-            file[f"{name}/{names[0]}"] = rng.standard_normal(shape, dtype=np.float32)
-            file[f"{name}/{names[1]}"] = np.ones(shape[-1], np.float32)
-            file[name].attrs["weight_names"] = [text.encode() for text in names]
-    assert _convert(source, "--output", output, "--checkpoint", "vgg16-imagenet") == 0
-    assert "parameters = 138_357_544" in " ".join(capsys.readouterr().out.split())
-    with h5py.File(source) as before, h5py.File(output) as after:
-        # Keras flattens height, width, channels: cell (2, 5) of 7 by 7 is the 19th.
-        flat = before["fc1/fc1_W_1:0"][19 * 512 : 20 * 512]
-        np.testing.assert_array_equal(after["fc6/kernel"][2, 5], flat)
 
 
 # The command
