@@ -1,5 +1,6 @@
 """Layers that know where their cells lie: each adds a layer *and* composes a grid."""
 
+import random
 from typing import Any, NamedTuple
 
 import keras
@@ -87,7 +88,10 @@ def lrn(x, *, name):
 
 def dropout(x, rate, *, name):
     """Returns `x` with each number dropped by itself at `rate`, in training only."""
-    return x.then(layers.Dropout(rate, name=name + x.suffix))
+    # A seed, set by `keras.utils.set_random_seed`: without one PyTorch draws from a
+    # generator of its own, whose state no snapshot of a training holds.
+    seed = random.randint(1, 10**9)
+    return x.then(layers.Dropout(rate, seed=seed, name=name + x.suffix))
 
 
 def scale(x, factor, *, name):

@@ -259,10 +259,6 @@ def test_a_training_that_ended_goes_on_as_if_longer(folder, whole, tmp_path):
         np.testing.assert_array_equal(read(variable), expected)
 
 
-@pytest.mark.xfail(
-    keras.backend.backend() == "torch",
-    reason="Dropout without a seed draws from PyTorch's own generator.",
-)
 def test_a_net_of_this_package_goes_on_as_if_it_had_not_stopped(folder, tmp_path):
     def build(seed):
         keras.utils.set_random_seed(seed)
