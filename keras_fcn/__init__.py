@@ -1,5 +1,18 @@
 """Fully convolutional networks for semantic segmentation, in Keras 3."""
 
+try:
+    import keras  # noqa: F401
+except ModuleNotFoundError as error:
+    backend = str(error.name).partition(".")[0]
+    if backend not in ("tensorflow", "jax", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        f"Keras wants the backend {backend}, which is not installed; install it with "
+        f'pip install "keras-fcn[{backend}]", or set KERAS_BACKEND to one that is: '
+        "tensorflow, jax or torch.",
+        name=backend,
+    ) from None
+
 from keras_fcn.evaluation import evaluate, segment
 from keras_fcn.images import colorize, decode_segmentation, overlay
 from keras_fcn.manifest import checkpoint_info, list_checkpoints

@@ -1,12 +1,8 @@
-"""The command `keras-fcn`: what the package does, for people who want pictures.
-
-Keras is imported by the commands that need it: `--help` answers at once.
-"""
+"""The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
 import json
 import math
-import os
 import pathlib
 import sys
 
@@ -24,20 +20,11 @@ def main(arguments=None):
         The exit status: 0, or 2 after an error, which is said in one sentence.
     """
     parsed = _parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter
     try:
         return parsed.run(parsed) or 0
     except KeyboardInterrupt:
         print("keras-fcn: stopped.", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
-        if error.name not in ("tensorflow", "jax", "torch"):
-            raise
-        message = (
-            f"Keras wants the backend {error.name}, which is not installed; install it "
-            f'with pip install "keras-fcn[{error.name}]", or set KERAS_BACKEND to one '
-            "that is: tensorflow, jax or torch."
-        )
     except (OSError, ValueError) as error:
         message = str(error)
     print(f"keras-fcn: error: {message}", file=sys.stderr)
@@ -198,7 +185,7 @@ def _list(options):
 
     from keras_fcn import manifest
 
-    table = Table("checkpoint", "classes", "parameters", "mean IU", "on", box=None)
+    table = Table("checkpoint", "parameters", "classes", "mean IU", "on", box=None)
     for name in manifest.list_checkpoints(options.backbone):
         entry = manifest.checkpoint_info(name)
         known = {
@@ -209,12 +196,19 @@ def _list(options):
         kind, score = next(iter(known.items()), ("", {}))
         table.add_row(
             name,
-            str(manifest.num_classes(entry) or ""),
             f"{entry['parameters'] / 1e6:.1f} M",
+            _classes_text(manifest.num_classes(entry)),
             f"{score['mean_iou']:.1f}" if score else "",
             f"{score['split']} ({kind})" if score else "",
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _classes_text(classes):
+    """Writes a number of classes, or `{head: classes}`, as `--num-classes` takes it."""
+    if isinstance(classes, dict):
+        return ",".join(f"{head}={number}" for head, number in classes.items())
+    return str(classes)
 
 
 def _show(options):
@@ -366,8 +360,14 @@ def _evaluate(options):
     pairs = folder.pairs(options.images, options.masks)
     entry = models.checkpoint_entry(options.checkpoint)
     relabel = dict(options.relabel)
+    classes = manifest.num_classes(entry)
+    if isinstance(classes, dict):
+        raise ValueError(
+            f"{options.checkpoint} has the heads {', '.join(classes)}; expected a net "
+            "of one, as a folder holds one mask per image. Use keras_fcn.evaluate with "
+            "keras.Model(model.inputs, model.output[head])."
+        )
     with _busy(f"Loading {options.checkpoint}, checking {len(pairs)} masks"):
-        classes = manifest.num_classes(entry)
         folder.check(pairs, classes, relabel=relabel)
         model = models.load_checkpoint(options.checkpoint)
     batches = folder.one_by_one(pairs, relabel=relabel)
@@ -390,7 +390,7 @@ def _print_scores(result, names):
 
 
 def _write_json(path, result):
-    from keras_fcn.weights import write_bytes
+    from keras_fcn.files import write_bytes
 
     # NaN is no JSON: a class that does not occur has no score
     lists = {

@@ -9,7 +9,6 @@ import contextlib
 import io
 import math
 import os
-import secrets
 import struct
 import threading
 import warnings
@@ -17,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from keras_fcn.files import write_bytes
+from keras_fcn.labels import VOID, voc_colormap
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
@@ -29,7 +31,6 @@ SUFFIXES = {  # of the formats that keep every colour, JPEG and WebP nearly so
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-VOID = 255  # as in labels.py: modules of the lowest floor import none of each other
 VOID_COLOR = (224, 224, 192)
 
 
@@ -65,7 +66,8 @@ def read_image(source):
 def read_labels(path):
     """Reads a label mask as it was written: no scaling, no colours, no interpolation.
 
-    Palette images give their indices, grey ones their values, 1-bit ones 0 and 1.
+    Palette images give their indices, grey ones the values in the file, whether of 1,
+    2, 4, 8 or 16 bits.
 
     Args:
         path: A mask file with one label per pixel, PNG, TIFF or BMP.
@@ -86,13 +88,14 @@ def read_labels(path):
             f"`{path}` is a {image.format} file, and such files do not keep labels. "
             "Export the mask anew from its source, as PNG."
         )
+    step = _grey_step(image)
     image = _load(image, path)
     if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
         raise ValueError(
             f"`{path}` holds {image.mode} pixels, not one label index per pixel. "
             "Turn its colours into indices and save those with `save_labels`."
         )
-    labels = np.array(image)
+    labels = np.array(image) // step
     if labels.min() < 0 or labels.max() > 255:
         raise ValueError(
             f"`{path}` holds the values {labels.min()} to {labels.max()}, but labels "
@@ -346,6 +349,13 @@ def _check_size(image, name):
         )
 
 
+def _grey_step(image):
+    """Returns what Pillow multiplies greys of 2 and 4 bits by, so that 255 is white."""
+    raw_mode = image.tile[0].args
+    raw_mode = raw_mode if isinstance(raw_mode, str) else raw_mode[0]
+    return {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
+
+
 def _load(image, name):
     """Decodes an opened image and turns it upright."""
     with _decoding(name):
@@ -394,7 +404,7 @@ def _check_labels(labels):
 
 def _color_table(labels, palette):
     """The colours of all labels up to 255 or beyond, void's among them."""
-    palette = _voc_colormap() if palette is None else np.asarray(palette)
+    palette = voc_colormap() if palette is None else np.asarray(palette)
     in_range = palette.dtype.kind in "iu" and np.isin(palette, range(256)).all()
     if palette.ndim != 2 or palette.shape[1] != 3 or not in_range:
         raise ValueError(
@@ -413,23 +423,7 @@ def _color_table(labels, palette):
     return table
 
 
-def _voc_colormap():
-    # The rule of labels.voc_colormap, for 256 labels.
-    bits = np.arange(256)[:, None] >> np.arange(24) & 1
-    return np.packbits(bits.reshape(256, 8, 3), axis=1)[:, 0]
-
-
 def _write(path, image, format):
-    """Writes a file whole or not at all."""
     content = io.BytesIO()
     image.save(content, format, quality=95)
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_bytes(path, content.getbuffer())

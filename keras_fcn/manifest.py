@@ -39,7 +39,16 @@ def list_checkpoints(backbone=None):
 
     Args:
         backbone: "alexnet", "vgg16" or "googlenet" to list only those.
+
+    Raises:
+        ValueError: If there is no such backbone.
     """
+    known = sorted({entry["model"]["backbone"] for entry in _table().values()})
+    if backbone not in (None, *known):
+        raise ValueError(
+            f"backbone={backbone!r} was given; expected one of "
+            f"{', '.join(map(repr, known))}, or None for all."
+        )
     return [
         name
         for name, entry in _table().items()

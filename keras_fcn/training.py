@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fcn.files import replacing
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
-from keras_fcn.weights import assign_all, replacing, to_numpy
+from keras_fcn.weights import assign_all, to_numpy
 
 # What NumPy's and Python's readers of .npz files raise on damaged ones.
 _DAMAGE = (

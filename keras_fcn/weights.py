@@ -6,15 +6,9 @@ also says what it is in the attribute `keras_fcn`.
 """
 
 import contextlib
-import errno
-import glob
 import json
 import math
-import os
 import pathlib
-import secrets
-import shutil
-import time
 import zlib
 from collections import Counter
 
@@ -22,11 +16,12 @@ import h5py
 import keras
 import numpy as np
 
+from keras_fcn.files import replacing
+
 MAX_OBJECTS = 10_000
 MAX_DEPTH = 8
 MAX_BESIDE = 4 * 2**20  # bytes of a file that are not arrays; in ours 0.1 MB
 MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
-ORPHAN_SECONDS = 3600  # an unfinished file this old has no owner left
 # What h5py and zlib raise on damaged files.
 _DAMAGE = (OSError, RuntimeError, LookupError, TypeError, zlib.error)
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
@@ -97,71 +92,6 @@ def save_arrays(arrays, path, *, metadata=None):
         file.attrs["keras_version"] = b"3"
         if metadata is not None:
             file.attrs["keras_fcn"] = json.dumps(metadata, sort_keys=True)
-
-
-def write_bytes(path, data):
-    """Writes a file that appears whole or not at all, and survives a power cut.
-
-    Args:
-        path: Of the file.
-        data: Its bytes.
-
-    Raises:
-        OSError: If that fails; an earlier file of that name is then untouched.
-    """
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Opens a file to write, which appears whole when the block ends without error.
-
-    Args:
-        path: Of the file; if it is a link, it stays and what it leads to is replaced.
-
-    Yields:
-        The open file, binary.
-
-    Raises:
-        OSError: If that fails; an earlier file of that name is then untouched.
-    """
-    target = pathlib.Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        _sweep(target)
-        with open(part, "x+b") as file:  # not mkstemp, whose files are private
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        reason = error.strerror
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(target.parent).free
-            reason = f"{reason}: it needs more than the {free:,} bytes that are free"
-        raise OSError(error.errno, reason, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sweep(target):
-    """Removes what processes that were killed have left of this file."""
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
-            if time.time() - part.stat().st_mtime > ORPHAN_SECONDS:
-                part.unlink()
-
-
-def _sync_folder(folder):
-    if os.name == "posix":  # only there can a folder be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def metadata(path):

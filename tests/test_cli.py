@@ -206,10 +206,15 @@ def test_two_pictures_of_one_name_do_not_overwrite_each_other(
     assert not output.exists()
 
 
-def test_a_missing_backend_is_named_with_the_remedy(capsys, monkeypatch):
-    def missing(options):
-        raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+def test_list_writes_classes_as_convert_takes_them(capsys):
+    assert main(["list", "--backbone", "vgg16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
+    assert rows["vgg16-8s-voc"][:4] == ["134.4", "M", "21", "65.5"]
+    assert rows["vgg16-8s-siftflow"] == ["134.4", "M", "sem=33,geo=3"]
+    assert "googlenet-8s-camvid" not in rows
 
-    monkeypatch.setattr("keras_fcn.cli._list", missing)
-    assert main(["list"]) == 2
-    assert 'pip install "keras-fcn[tensorflow]"' in capsys.readouterr().err
+
+def test_a_net_of_two_heads_is_not_evaluated_on_one_folder_of_masks(capsys, street):
+    assert main(["evaluate", *street, "--checkpoint", "vgg16-8s-siftflow"]) == 2
+    assert "has the heads sem, geo; expected a net of one" in capsys.readouterr().err

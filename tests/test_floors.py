@@ -12,8 +12,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "keras_fcn"
 # A module imports from lower floors only, never sideways.
 FLOORS = [
-    ["geometry", "labels", "download", "caffe", "images", "weights"],
-    ["manifest", "layers", "metrics", "hub"],
+    ["geometry", "labels", "files", "download", "caffe"],
+    ["images", "weights", "manifest", "layers", "metrics", "hub"],
     ["features", "porting", "datasets.folder", "evaluation", "training"],
     ["backbones", "summary", "checkpoints"],
     ["models"],
@@ -103,3 +103,20 @@ def test_importing_the_package_is_quiet(tmp_path):
     others = {"tensorflow", "jax", "torch", "tensorflow_datasets", "matplotlib"}
     assert not set(modules) & (others | {"huggingface_hub", "google", "rich", "scipy"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_a_backend_that_is_not_installed_is_named(backend, tmp_path):
+    program = f"""
+import sys
+sys.modules[{backend!r}] = None  # Python's own sign for what cannot be imported
+import keras_fcn
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    wanted = f"wants the backend {backend}, which is not installed"
+    assert wanted in done.stderr.splitlines()[-1]

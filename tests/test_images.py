@@ -1,6 +1,7 @@
 """Reading, decoding, painting and saving, against pixels written down by hand."""
 
 import io
+import os
 import random
 import struct
 import warnings
@@ -406,6 +407,26 @@ def test_one_bit_masks_are_0_and_1(write, format):
     np.testing.assert_array_equal(labels, [[0, 1, 1]])
 
 
+def chunk(kind, content):
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_are_the_values_in_the_file_whatever_their_bits(write, bits):
+    labels = np.random.default_rng(0).integers(0, 2**bits, (5, 7)).astype(np.uint8)
+    lines = [
+        int("".join(f"{label:0{bits}b}" for label in line).ljust(64, "0"), 2)
+        for line in labels.tolist()
+    ]
+    length = -(-7 * bits // 8)
+    packed = b"".join(b"\0" + line.to_bytes(8, "big")[:length] for line in lines)
+    header = struct.pack(">IIBBBBB", 7, 5, bits, 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(packed)), (b"IEND", b"")
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+    np.testing.assert_array_equal(read_labels(write(png, "mask.png")), labels)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
 def test_masks_of_anything_but_indices_are_refused(write, mode):
     format = "TIFF" if mode in ("CMYK", "F") else "PNG"
@@ -508,7 +529,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(images.os, step, fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="No space"):
         save_labels(path, MASK * 0)
     assert list(tmp_path.iterdir()) == [path]

@@ -338,3 +338,8 @@ def test_a_shipped_file_of_other_content_is_refused(tmp_path, monkeypatch):
     path.write_bytes(b"weighst")
     with pytest.raises(ValueError, match=rf"net\.h5 .*expected {sha256}"):
         manifest.shipped("net")
+
+
+def test_a_backbone_that_no_checkpoint_has_is_an_error():
+    with pytest.raises(ValueError, match="'vgg61' was given; expected .*'vgg16'"):
+        manifest.list_checkpoints("vgg61")

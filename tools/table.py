@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from keras_fcn import manifest
-from keras_fcn.weights import write_bytes
+from keras_fcn.files import write_bytes
 
 START = "<!-- checkpoints: written by tools/table.py -->"
 END = "<!-- end of checkpoints -->"

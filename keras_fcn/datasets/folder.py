@@ -19,8 +19,8 @@ from PIL import ExifTags, Image
 from keras_fcn import images
 from keras_fcn.labels import LABEL_SETS, VOID
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".webp", *MASK_SUFFIXES)
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", *MASK_SUFFIXES)
 
 # RGB, around a picture that does not fill its window: the mean that the VOC nets
 # subtract, so that padding becomes the zeros with which convolutions pad.
@@ -43,7 +43,7 @@ def pairs(image_folder, mask_folder):
 
     Args:
         image_folder: Folder of JPEG, PNG, WebP, TIFF, BMP or GIF images.
-        mask_folder: Folder of PNG, TIFF, BMP or GIF masks.
+        mask_folder: Folder of PNG, TIFF or BMP masks.
 
     Returns:
         List of (image path, mask path), sorted by name. Hidden files are left out.

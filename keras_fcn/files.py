@@ -1,0 +1,77 @@
+"""Writes files that appear whole or not at all, and survive a power cut."""
+
+import contextlib
+import errno
+import glob
+import os
+import pathlib
+import secrets
+import shutil
+import time
+
+ORPHAN_SECONDS = 3600  # an unfinished file this old has no owner left
+
+
+def write_bytes(path, data):
+    """Writes a file.
+
+    Args:
+        path: Of the file.
+        data: Its bytes.
+
+    Raises:
+        OSError: If that fails; an earlier file of that name is then untouched.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Opens a file to write, which appears whole when the block ends without error.
+
+    Args:
+        path: Of the file; if it is a link, it stays and what it leads to is replaced.
+
+    Yields:
+        The open file, binary.
+
+    Raises:
+        OSError: If that fails; an earlier file of that name is then untouched.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        _sweep(target)
+        with open(part, "x+b") as file:  # not mkstemp, whose files are private
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(target.parent).free
+            reason = f"{reason}: it needs more than the {free:,} bytes that are free"
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sweep(target):
+    """Removes what processes that were killed have left of this file."""
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if time.time() - part.stat().st_mtime > ORPHAN_SECONDS:
+                part.unlink()
+
+
+def _sync_folder(folder):
+    if os.name == "posix":  # only there can a folder be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,68 @@
+"""Writes .caffemodel files for nets of this package, in both of Caffe's formats."""
+
+import importlib.util
+import pathlib
+
+import keras
+import numpy as np
+from golden import golden
+
+from keras_fcn.caffe import Layer
+from keras_fcn.layers import BilinearUpsampling
+
+ROOT = pathlib.Path(__file__).parent.parent
+V1_TYPES = {**golden.V1_TYPES, "LRN": 15, "Pooling": 17, "ReLU": 18}
+
+
+def _fuzzer():
+    path = ROOT / "benchmarks" / "fuzz_caffemodel.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzzer = _fuzzer()  # its writer says anything that the wire format can say
+
+
+def caffemodel(layers, version=2):
+    """The bytes of `{name: Layer}` as Caffe writes them, now or before 2015."""
+    if version == 2:
+        return b"".join(
+            fuzzer.v2_layer(
+                name, kind, *(fuzzer.shape(b.shape) + fuzzer.data(b) for b in blobs)
+            )
+            for name, (kind, blobs) in layers.items()
+        )
+    return b"".join(
+        fuzzer.v1_layer(
+            name,
+            V1_TYPES[kind],
+            *(fuzzer.legacy(b.shape) + fuzzer.data(b) for b in blobs),
+        )
+        for name, (kind, blobs) in layers.items()
+    )
+
+
+def caffe_layers(model, seed=1):
+    """What a caffemodel of this net holds: random kernels, the net's own constants."""
+    rng, layers = np.random.default_rng(seed), {}
+    for layer in model.layers:
+        if isinstance(layer, BilinearUpsampling):
+            channels, size = layer.output.shape[-1], layer.kernel_size
+            kernel = golden.bilinear_kernel((channels, channels, size, size))
+            layers[layer.name] = Layer("Deconvolution", [kernel])
+        elif isinstance(layer, keras.layers.Rescaling):
+            factors = np.full(layer.output.shape[-1], layer.scale, np.float32)
+            layers[layer.name] = Layer("Scale", [factors])
+        elif layer.weights:
+            up = isinstance(layer, keras.layers.Conv2DTranspose)
+            blobs = []
+            for weight in layer.weights:
+                shape = tuple(weight.shape)
+                shape = (
+                    shape if len(shape) == 1 else tuple(shape[i] for i in (3, 2, 0, 1))
+                )
+                blobs.append(rng.standard_normal(shape, dtype=np.float32))
+            layers[layer.name] = Layer("Deconvolution" if up else "Convolution", blobs)
+    return layers
