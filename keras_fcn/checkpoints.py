@@ -4,6 +4,7 @@ import pathlib
 from typing import NamedTuple
 
 from keras_fcn import hub, manifest, weights
+from keras_fcn.progress import reporting
 
 
 class Checkpoint(NamedTuple):
@@ -23,28 +24,42 @@ class Checkpoint(NamedTuple):
     trust_first_download: bool = False
 
 
-def is_path(name):
-    """Returns whether `name` is meant as a file: .h5 at the end, or a folder in it."""
-    return str(name).endswith((".h5", ".hdf5")) or len(pathlib.Path(name).parts) > 1
+def path_of(name):
+    """Returns the path of the file that a name means, or None for one in the manifest.
+
+    Args:
+        name: A path, told by .h5 at its end or a folder in it; `hf://owner/repo` or
+            `hf://owner/repo@revision`, of which the file is fetched; or anything else.
+
+    Raises:
+        ValueError: If the address or the file there is not what it should be.
+        OSError: If it cannot be fetched.
+    """
+    if str(name).startswith(hub.SCHEME):
+        return hub.fetch_repository(name)
+    is_path = str(name).endswith((".h5", ".hdf5")) or len(pathlib.Path(name).parts) > 1
+    return name if is_path else None
 
 
 def find(weights_argument, builder, backbone, stride=None):
     """Returns the `Checkpoint` that a builder's `weights` means, or None.
 
     Args:
-        weights_argument: None, a tag, a path, or a `Checkpoint`, which is returned.
+        weights_argument: None, a tag, a path, an address `hf://owner/repo@revision`, or
+            a `Checkpoint`, which is returned.
         builder: "fcn", "late_fusion" or "classifier".
         backbone: Of the net.
         stride: Of the net, None for a classifier.
 
     Raises:
         ValueError: If there is no such checkpoint for this net.
-        OSError: If the file cannot be read.
+        OSError: If the file cannot be had.
     """
     if weights_argument is None or isinstance(weights_argument, Checkpoint):
         return weights_argument
-    if is_path(weights_argument):
-        return Checkpoint(weights.metadata(weights_argument), weights_argument)
+    path = path_of(weights_argument)
+    if path:
+        return Checkpoint(weights.metadata(path), path)
     parts = [backbone, stride and f"{stride}s", weights_argument]
     name = "-".join(part for part in parts if part)
     names = manifest.list_checkpoints()
@@ -55,7 +70,8 @@ def find(weights_argument, builder, backbone, stride=None):
         raise ValueError(
             f"There is no checkpoint {name!r} for {builder}(weights="
             f"{weights_argument!r}); what exists is {', '.join(alike or names)}. "
-            "Choose builder, backbone and stride accordingly, or pass an .h5 file."
+            "Choose builder, backbone and stride accordingly, or pass an .h5 file or "
+            "hf://owner/repo."
         )
     return Checkpoint(entry, name=name)
 
@@ -115,12 +131,25 @@ def fill(model, checkpoint):
     """
     if not checkpoint or not (checkpoint.path or checkpoint.name):
         return model
-    path = checkpoint.path or _locate(model, checkpoint)
+    path = checkpoint.path or locate(model, checkpoint)
     weights.load(model, path)
     return model
 
 
-def _locate(model, checkpoint):
+def locate(model, checkpoint):
+    """Finds or fetches the .h5 file of a checkpoint in the manifest.
+
+    Args:
+        model: The net that it is for.
+        checkpoint: A `Checkpoint` with a name.
+
+    Returns:
+        Its path. The content is what the manifest says, or what was ported from that.
+
+    Raises:
+        ValueError: If the content is another.
+        OSError: If it cannot be had.
+    """
     name, entry = checkpoint.name, checkpoint.entry
     if "file" in entry:
         return manifest.shipped(name)
@@ -128,7 +157,8 @@ def _locate(model, checkpoint):
     def port(source, output):
         from keras_fcn import porting  # and protobuf, which few will need
 
-        porting.port(source, output, model, metadata=entry)
+        with reporting(f"Porting {name}") as report:
+            porting.port(source, output, model, metadata=entry, progress=report)
 
     return hub.fetch(
         name, entry, port, trust_first_download=checkpoint.trust_first_download

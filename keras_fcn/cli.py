@@ -6,6 +6,8 @@ import math
 import pathlib
 import sys
 
+from keras_fcn import progress
+
 DEMO_CHECKPOINT = "googlenet-8s-camvid"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -58,6 +60,15 @@ def _parser():
     command.add_argument("--output", default="segmented", help="folder (%(default)s)")
     command.set_defaults(run=_predict)
 
+    command = commands.add_parser("fetch", help="download a checkpoint, and verify it")
+    command.add_argument("names", nargs="+", help="names that `keras-fcn list` prints")
+    command.add_argument(
+        "--trust-first-download",
+        action="store_true",
+        help="accept a file of which nobody has published a hash; its hash is kept",
+    )
+    command.set_defaults(run=_fetch)
+
     command = commands.add_parser("evaluate", help="score a net on a folder")
     _add_folders(command)
     _add_checkpoint(command)
@@ -91,7 +102,8 @@ def _add_checkpoint(command):
     command.add_argument(
         "--checkpoint",
         default=DEMO_CHECKPOINT,
-        help="a name that `keras-fcn list` prints, or an .h5 file (%(default)s)",
+        help="a name that `keras-fcn list` prints, an .h5 file, or hf://owner/repo "
+        "(%(default)s)",
     )
 
 
@@ -256,7 +268,7 @@ def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
     from keras_fcn import checkpoints, manifest, models
 
-    if checkpoints.is_path(name) or name in manifest.list_checkpoints():
+    if checkpoints.path_of(name) or name in manifest.list_checkpoints():
         return models.build(models.checkpoint_entry(name))
     backbone, _, stride = name.partition("-")
     strides = {f"{stride}s": stride for stride in models.STRIDES}
@@ -267,6 +279,24 @@ def _net(name):
         )
     entry = {"model": {"backbone": backbone, "stride": strides[stride]}}
     return models.build(entry)
+
+
+def _fetch(options):
+    import keras
+
+    from keras_fcn import checkpoints, manifest, models, porting
+
+    for name in options.names:
+        path = checkpoints.path_of(name)
+        if not path:
+            entry = manifest.checkpoint_info(name)
+            with keras.StatelessScope(initialize_variables=False):  # shapes alone
+                model = models.build(entry)
+            trust = options.trust_first_download
+            checkpoint = checkpoints.Checkpoint(entry, None, name, trust)
+            path = checkpoints.locate(model, checkpoint)
+        found = porting.measure(path)
+        print(f"{name}: {path}, {found['bytes']:,} bytes, sha256 {found['sha256']}")
 
 
 def _predict(options):
@@ -516,6 +546,7 @@ def _convert(options):
     import keras
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # which takes "[" for what it is
 
     from keras_fcn import models, porting, weights
 
@@ -523,20 +554,21 @@ def _convert(options):
     with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
         model = models.build(entry)
     foreign = not options.source.endswith(porting.KERAS_SUFFIXES)
-    with _bar() as bar:
-        task = bar.add_task(f"Porting {options.source}", total=None)
+    with progress.reporting(f"Porting {options.source}") as report:
         rows = porting.port(
             options.source,
             output,
             model,
             metadata=entry,
             expected=entry.get("caffemodel") if foreign else None,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
-    table = Table(options.source, "shapes", output.name, "shapes", "", box=None)
+    table = Table(box=None)
+    for title in (options.source, "shapes", output.name, "shapes", ""):
+        table.add_column(Text(title))
     for row in rows:
-        here = porting.shown(row.weights)
-        table.add_row(row.source, porting.shown(row.blobs), row.layer, here, row.action)
+        theirs, ours = porting.shown(row.blobs), porting.shown(row.weights)
+        table.add_row(Text(row.source), theirs, row.layer, ours, row.action)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     entry["parameters"] = sum(map(math.prod, weights.shapes(model).values()))
     entry["file"] = {"name": output.name, **porting.measure(output)}
@@ -592,43 +624,18 @@ def _described(builder, backbone, given):
 def _check_data(options):
     from keras_fcn.datasets import folder
 
-    with _bar() as bar:
-        task = bar.add_task("Reading", total=None)
-
-        def show(done, total):
-            bar.update(task, completed=done, total=total)
-
+    with progress.reporting("Reading") as show:
         report = folder.inspect(options.images, options.masks, progress=show)
     print(folder.summary(report))
     return 1 if report["warnings"] else 0
 
 
-def _console():
+def _busy(what):
     from rich.console import Console
 
-    return Console(stderr=True)
-
-
-def _busy(what):
-    return _console().status(f"{what} ...")
-
-
-def _bar():
-    from rich import progress
-
-    console = _console()
-    return progress.Progress(
-        "{task.description}",
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        "left",
-        progress.TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    return Console(stderr=True).status(f"{what} ...")
 
 
 def _track(items, what, total=None):
-    with _bar() as bar:
+    with progress.bar() as bar:
         yield from bar.track(items, total=total, description=what)

@@ -18,6 +18,8 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
+from keras_fcn.progress import reporting
+
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 WAITS = (1, 2, 4, 8, 16)  # seconds before each further try, +-50 %
 MAX_RETRY_AFTER = 120  # seconds that a server may ask us to wait
@@ -372,15 +374,8 @@ def _progress(url):
         print(f"Downloading {url}", file=sys.stderr)
         yield lambda have, total: None
         return
-    from rich import console, progress
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    columns = [
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    ]
-    with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
-        task = bar.add_task(url.rsplit("/", 1)[-1], total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
+    columns = DownloadColumn(), TransferSpeedColumn()
+    with reporting(url.rsplit("/", 1)[-1], *columns) as report:
+        yield report

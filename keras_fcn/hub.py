@@ -33,9 +33,12 @@ try:
 except ImportError:  # Windows: every process downloads for itself
     fcntl = None
 
+SCHEME = "hf://"
 CHECKPOINT_NAME = r"[a-z0-9_-][a-z0-9._-]{,99}"
 FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{,199}"
-ETAG = r"[0-9a-f]{40}|[0-9a-f]{64}"
+COMMIT = r"[0-9a-f]{40}"
+SHA256 = r"[0-9a-f]{64}"
+HUB_FIELDS = {"repo", "revision", "file", "bytes", "sha256"}
 DIGESTS = ("sha256", "sha1", "md5")
 ORPHAN_SECONDS = 3600  # what an unfinished transfer left this long ago has no owner
 # Exceptions of the Hub's client, by name: their library differs between its versions.
@@ -54,7 +57,8 @@ def fetch(name, entry, port, *, trust_first_download=False):
     Args:
         name: Checkpoint, such as `"vgg16-8s-voc"`.
         entry: Its table in the manifest, a dict with `hub` or `caffemodel`.
-        port: Function `(caffemodel_path, output_path)` that writes the HDF5 file.
+        port: Function `(caffemodel_path, output_path)` that writes the HDF5 file; may
+            be None for an entry that has `hub`.
         trust_first_download: Whether to accept a file of which nobody has published a
             hash. Its hash is kept, and holds from then on.
 
@@ -83,6 +87,58 @@ def fetch(name, entry, port, *, trust_first_download=False):
             raise OSError(
                 f"{name} could not be fetched: {error}.\n{_by_hand(name, entry)}"
             ) from error
+
+
+def fetch_repository(address):
+    """Finds or fetches the weight file of any repository on the Hub, and verifies it.
+
+    The Hub says at which commit a branch is, and the hash of the file there. What it
+    said is kept: it holds for a commit, and for a branch while there is no network.
+
+    Args:
+        address: `hf://owner/repo`, or `hf://owner/repo@revision`, a branch, a tag or a
+            commit. The repository holds one .h5 file, as `tools/publish.py` leaves it.
+
+    Returns:
+        `pathlib.Path` of the file.
+
+    Raises:
+        ValueError: If the address, what the Hub says or the file's content is not what
+            it should be.
+        OSError: If the network, the disk or a missing repository prevents it.
+    """
+    match = re.fullmatch(
+        f"{SCHEME}({FILE_NAME}/{FILE_NAME})(?:@({FILE_NAME}))?", address
+    )
+    if not match:
+        raise ValueError(
+            f"{address!r} is no address on the Hub; expected hf://owner/repo or "
+            "hf://owner/repo@revision, with a branch, a tag or a commit."
+        )
+    repo, revision = match[1], match[2] or "main"
+    name = repo.replace("/", "--").lower()[:100]
+    note = cache_folder() / f"{name}@{revision}.json"
+    known = _read_json(note)
+    known = known if isinstance(known, dict) and HUB_FIELDS <= known.keys() else None
+    if known is None or not re.fullmatch(COMMIT, revision):
+        try:
+            hub = _hub_file(repo, revision)
+        except DownloadError as error:
+            if known is None:
+                raise OSError(
+                    f"{address} could not be fetched: {error}. Check repository and "
+                    "revision, and log in with `hf auth login` if it is private."
+                ) from error
+            commit = known["revision"]
+            logger.warning("%s is taken from commit %s: %s", address, commit, error)
+            hub = known
+    else:
+        hub = known
+    path = fetch(name, {"hub": hub}, None)
+    if hub != known:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(note, hub)
+    return path
 
 
 def cache_folder():
@@ -128,11 +184,18 @@ def _record(name):
     `source` holds the URL, length and hashes of the caffemodel; it is None if somebody
     put the HDF5 file there and trusted it.
     """
-    path = cache_folder() / f"{name}.json"
+    record = _read_json(cache_folder() / f"{name}.json")
     try:
-        record = json.loads(path.read_bytes()) if path.is_file() else None
         return {key: record[key] for key in ("bytes", "sha256", "source")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
+        return None
+
+
+def _read_json(path):
+    """What a file of ours holds; None if there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError):
         return None
 
 
@@ -166,6 +229,42 @@ def _left_by_hand(name, entry, trust):
 
 
 # The Hub
+
+
+def _hub_file(repo, revision):
+    """Asks the Hub for the one .h5 file of a repository: a manifest's `hub` table."""
+    from huggingface_hub import HfApi, constants, errors
+
+    _check_online()
+    url = f"{constants.ENDPOINT}/{repo}/tree/{revision}"
+    _check_hub_url(url)
+
+    def attempt():
+        try:
+            return HfApi().model_info(
+                repo,
+                revision=revision,
+                files_metadata=True,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            )
+        except (OSError, RuntimeError, errors.HTTPError) as error:
+            raise _hub_error(error, {"bytes": 0}, url, reached=False) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{url} is no description of a repository: {error}."
+            ) from error
+
+    info = retry(attempt)
+    files = [f for f in info.siblings or () if f.rfilename.endswith(".h5")]
+    if len(files) != 1 or not files[0].lfs:
+        names = ", ".join(file.rfilename for file in files) or "none"
+        raise ValueError(
+            f"{url} has these .h5 files: {names}; expected one, in Git LFS, which "
+            "knows its hash. Publish it with tools/publish.py."
+        )
+    (file,) = files
+    facts = {"file": file.rfilename, "bytes": file.size, "sha256": file.lfs.sha256}
+    return {"repo": repo, "revision": info.sha, **facts}
 
 
 def _from_hub(hub):
@@ -205,7 +304,7 @@ def _download_from_hub(hub, url):
 
 def _check_metadata(metadata, hub, url):
     # The client uses the ETag as a path and does not compare the commit.
-    if not re.fullmatch(ETAG, metadata.etag or ""):
+    if not re.fullmatch(f"{COMMIT}|{SHA256}", metadata.etag or ""):
         raise ValueError(f"{url} has the ETag {metadata.etag!r}, expected a hash.")
     if metadata.commit_hash != hub["revision"]:
         raise ValueError(
@@ -313,8 +412,13 @@ def _ported(name, original, source, port):
 
 def _keep_record(name, found, source):
     path = cache_folder() / f"{name}.json"
-    temporary = path.with_name(f"{name}.keras_fcn{_token()}.json")
-    temporary.write_text(json.dumps({**found, "source": source}, indent=1))
+    _write_json(path, {**found, "source": source})
+
+
+def _write_json(path, facts):
+    # Not files.write_bytes, which follows links: here they lead where strangers please.
+    temporary = path.with_name(f"{path.stem}.keras_fcn{_token()}.json")
+    temporary.write_text(json.dumps(facts, indent=1))
     _move(temporary, path)
 
 
@@ -436,8 +540,9 @@ def _check_names(name, entry):
     if "hub" in entry:
         names += [
             (entry["hub"]["repo"], f"{FILE_NAME}/{FILE_NAME}"),
-            (entry["hub"]["revision"], "[0-9a-f]{40}"),
+            (entry["hub"]["revision"], COMMIT),
             (entry["hub"]["file"], FILE_NAME),
+            (entry["hub"]["sha256"], SHA256),
         ]
     if "caffemodel" in entry:
         check_url(entry["caffemodel"]["url"])
@@ -447,8 +552,8 @@ def _check_names(name, entry):
     for text, pattern in names:
         if not re.fullmatch(pattern, text):
             raise ValueError(
-                f"{text!r} in the manifest's entry of {name!r} cannot be a name; "
-                f"expected {pattern}."
+                f"{text!r}, said of {name!r}, cannot be a name or a hash; expected "
+                f"{pattern}."
             )
 
 

@@ -140,7 +140,8 @@ def fcn(
             such as `{"sem": 33, "geo": 3}`. Follows from `weights` where they say
             it; 21, as in VOC, if nothing does.
         weights: None (random trunk, score layers zero), a tag such as "camvid"
-            (`list_checkpoints` lists what exists), the path of an .h5 file, or
+            (`list_checkpoints` lists what exists), the path of an .h5 file,
+            "hf://owner/repo" or "hf://owner/repo@revision" for one on the Hub, or
             "imagenet": the classifier's trunk, score layers zero.
         upsampling: "bilinear": fixed and without weights; "learned": transposed
             convolutions, bilinear at start (CVPR 2015).
@@ -305,9 +306,10 @@ def load_checkpoint(name, *, weights=None, trust_first_download=False):
     """Builds the net that a checkpoint is for, and fills it.
 
     Args:
-        name: A name that `list_checkpoints` lists, or the path of an .h5 file that
-            says what it is, such as one written by `save_checkpoint`.
-        weights: The path of an .h5 file to use in place of the checkpoint's own.
+        name: A name that `list_checkpoints` lists; or the path of an .h5 file that
+            says what it is, such as one written by `save_checkpoint`; or the address of
+            one on the Hub, `hf://owner/repo` or `hf://owner/repo@revision`.
+        weights: A path or an address to use in place of the checkpoint's own.
         trust_first_download: Whether to accept a file of which nobody has published
             a hash; that of the first one is kept, and holds from then on.
 
@@ -318,9 +320,12 @@ def load_checkpoint(name, *, weights=None, trust_first_download=False):
         ValueError: If there is no such checkpoint, or if the file does not fit.
         OSError: If the file cannot be had.
     """
-    entry = checkpoint_entry(name)
-    if weights or checkpoints.is_path(name):
-        return build(entry, weights or name)
+    path = checkpoints.path_of(name)
+    entry = checkpoint_entry(path or name)
+    if weights:
+        return build(entry, checkpoints.path_of(weights) or weights)
+    if path:
+        return build(entry, path)
     return _build(checkpoints.Checkpoint(entry, None, name, trust_first_download))
 
 
@@ -357,9 +362,10 @@ def checkpoint_entry(name):
         ValueError: If there is no such checkpoint, or if the file does not say.
         OSError: If the file cannot be read.
     """
-    if not checkpoints.is_path(name):
+    path = checkpoints.path_of(name)
+    if not path:
         return manifest.checkpoint_info(name)
-    entry = weight_files.metadata(name)
+    entry = weight_files.metadata(path)
     if "model" not in entry:
         raise ValueError(
             f"{name} does not say which net it is for; expected a file written by "

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fcn import progress
 from keras_fcn.files import replacing
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
@@ -191,18 +192,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
-        from rich import progress
-
-        self.bar = progress.Progress(
-            "{task.description}",
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            "left",
-            progress.TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.bar = progress.bar(console=self.console)
         self.task = self.bar.add_task("Training", total=None)
         self.bar.start()
 

@@ -12,9 +12,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "keras_fcn"
 # A module imports from lower floors only, never sideways.
 FLOORS = [
-    ["geometry", "labels", "files", "download", "caffe"],
-    ["images", "weights", "manifest", "layers", "metrics", "hub"],
-    ["features", "porting", "datasets.folder", "evaluation", "training"],
+    ["geometry", "labels", "files", "progress", "caffe"],
+    ["images", "weights", "manifest", "layers", "metrics", "download"],
+    ["features", "porting", "hub", "datasets.folder", "evaluation", "training"],
     ["backbones", "summary", "checkpoints"],
     ["models"],
     ["cli"],

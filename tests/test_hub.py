@@ -1187,3 +1187,117 @@ FAULTS = {
     "busy": lambda request: request.send(b"", 503),
 }
 STEPS = [*FAULTS, "fetch", "offline", "corrupt", "truncate", "delete", "other version"]
+
+
+# Repositories that are in no manifest
+
+BRANCH = "/api/models/fcn/voc/revision/main?blobs=true"
+
+
+def described(here, revision=REVISION, files=("weights.h5",), **lfs):
+    """What the Hub says of the repository of `here`."""
+    facts = here.entry["hub"]
+    lfs = {"size": facts["bytes"], "sha256": facts["sha256"], "pointerSize": 9} | lfs
+    siblings = [{"rfilename": n, "size": lfs["size"], "lfs": lfs} for n in files]
+    siblings.append({"rfilename": "README.md", "size": 3})
+    facts = {"id": "fcn/voc", "sha": revision, "siblings": siblings}
+    return json.dumps(facts).encode()
+
+
+def test_an_address_gives_the_file_and_a_commit_asks_only_once(site):
+    here = site("hub")
+    pinned = BRANCH.replace("main", REVISION)
+    here.server.files |= {BRANCH: described(here), pinned: described(here)}
+    assert here.is_right(hub.fetch_repository("hf://fcn/voc"))
+    asked = [path for _, path, _ in here.server.log]
+    assert asked == [BRANCH, here.path, here.path, here.path]  # HEAD, HEAD, GET
+    here.server.log.clear()
+    assert here.is_right(hub.fetch_repository("hf://fcn/voc"))
+    assert [path for _, path, _ in here.server.log] == [BRANCH]
+    here.server.log.clear()
+    for _ in range(2):
+        assert here.is_right(hub.fetch_repository(f"hf://fcn/voc@{REVISION}"))
+    assert [path for _, path, _ in here.server.log] == [pinned]
+
+
+def test_a_branch_that_moved_on_is_followed(site):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here)
+    hub.fetch_repository("hf://fcn/voc")
+    later = "6" * 40
+    here.build(100_000, (), revision=later, seed=1)
+    here.server.files[BRANCH] = described(here, later)
+    assert hub.fetch_repository("hf://fcn/voc").read_bytes() == here.good
+
+
+@pytest.mark.parametrize("how", ["offline", "gone"])
+def test_without_the_hub_a_branch_is_what_it_was_and_that_is_said(
+    how, site, monkeypatch, caplog
+):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here)
+    hub.fetch_repository("hf://fcn/voc")
+    if how == "offline":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    else:
+        here.server.files = {}
+    assert here.is_right(hub.fetch_repository("hf://fcn/voc"))
+    assert f"hf://fcn/voc is taken from commit {REVISION}" in caplog.text
+    with pytest.raises(OSError, match="hf://fcn/new could not be fetched.*revision"):
+        hub.fetch_repository("hf://fcn/new")
+
+
+def test_wrong_bytes_of_a_repository_are_refused(site):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here, sha256="0" * 64)
+    with pytest.raises(ValueError, match="0" * 64):
+        hub.fetch_repository("hf://fcn/voc")
+
+
+@pytest.mark.parametrize("files", [(), ("a.h5", "b.h5")])
+def test_a_repository_without_the_one_weight_file_is_an_error(files, site):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here, files=files)
+    with pytest.raises(ValueError, match=f"{', '.join(files) or 'none'}; expected one"):
+        hub.fetch_repository("hf://fcn/voc")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["hf://voc", "hf://fcn/voc/x", "hf://../voc", "hf://fcn/voc@", "hf://a/b@x/y"],
+)
+def test_what_is_no_address_is_refused(address, site):
+    here = site("hub")
+    with pytest.raises(ValueError, match=r"no address on the Hub; expected hf://owner"):
+        hub.fetch_repository(address)
+    assert here.server.log == []
+
+
+@pytest.mark.parametrize("said", ["file", "sha256", "revision", "bytes"])
+def test_names_and_hashes_that_the_hub_says_cannot_lead_astray(said, site):
+    here = site("hub")
+    nasty = "../../../x.h5" if said == "file" else "../x"
+    files = (nasty,) if said == "file" else ("weights.h5",)
+    lfs = {said: nasty} if said == "sha256" else {}
+    revision = nasty if said == "revision" else REVISION
+    answer = described(here, revision, files, **lfs)
+    if said == "bytes":
+        answer = b"[1, 2]"
+    here.server.files[BRANCH] = answer
+    with pytest.raises(ValueError, match="cannot be a name|no description"):
+        hub.fetch_repository("hf://fcn/voc")
+    assert [path for _, path, _ in here.server.log] == [BRANCH]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"repo": "fcn/voc"}', b"\xff"])
+def test_a_damaged_note_of_a_branch_is_as_good_as_none(content, site, monkeypatch):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here)
+    hub.fetch_repository("hf://fcn/voc")
+    (note,) = here.cache.glob("*.json")
+    note.write_bytes(content)
+    assert here.is_right(hub.fetch_repository("hf://fcn/voc"))
+    note.write_bytes(content)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="could not be fetched"):
+        hub.fetch_repository("hf://fcn/voc")

@@ -1,0 +1,44 @@
+"""Progress bars on standard error, for whatever takes longer than two seconds."""
+
+import contextlib
+
+
+def bar(*columns, console=None):
+    """Returns a `rich.progress.Progress`: a name, a bar, numbers and the time left.
+
+    Where the console is no terminal it shows nothing.
+
+    Args:
+        columns: The numbers, as rich's columns; by default the items done, those in all
+            and the time passed.
+        console: A `rich.console.Console`; standard error if None.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    return progress.Progress(
+        "{task.description}",
+        progress.BarColumn(),
+        *columns or (progress.MofNCompleteColumn(), progress.TimeElapsedColumn()),
+        "left",
+        progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextlib.contextmanager
+def reporting(what, *columns):
+    """Shows a bar.
+
+    Args:
+        what: Its name.
+        columns: As in `bar`.
+
+    Yields:
+        A function of (done, total) that moves it; total is None if unknown.
+    """
+    with bar(*columns) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
