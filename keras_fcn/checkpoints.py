@@ -3,6 +3,8 @@
 import pathlib
 from typing import NamedTuple
 
+from keras.layers import Conv2DTranspose
+
 from keras_fcn import hub, manifest, weights
 from keras_fcn.progress import reporting
 
@@ -132,7 +134,11 @@ def fill(model, checkpoint):
     if not checkpoint or not (checkpoint.path or checkpoint.name):
         return model
     path = checkpoint.path or locate(model, checkpoint)
-    weights.load(model, path)
+    # A net whose upsampling was fixed has no kernels of it: they start as they were.
+    known = checkpoint.entry.get("model", {"upsampling": "learned"})
+    fixed = known.get("upsampling", "bilinear") == "bilinear"
+    learned = [x.name for x in model.layers if isinstance(x, Conv2DTranspose)]
+    weights.load(model, path, missing=learned if fixed else ())
     return model
 
 

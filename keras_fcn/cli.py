@@ -72,7 +72,7 @@ def _parser():
     command = commands.add_parser("evaluate", help="score a net on a folder")
     _add_folders(command)
     _add_checkpoint(command)
-    _add_relabel(command)
+    add_relabel(command)
     command.add_argument("--json", help="file to write the scores to")
     command.set_defaults(run=_evaluate)
 
@@ -82,7 +82,7 @@ def _parser():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_folders(command)
-    _add_relabel(command)
+    add_relabel(command)
     _add_training(command)
     command.set_defaults(run=_train)
 
@@ -112,7 +112,8 @@ def _add_folders(command):
     command.add_argument("masks", help="folder of masks: grey or palette PNG")
 
 
-def _add_relabel(command):
+def add_relabel(command):
+    """Adds `--relabel` to a command's `argparse.ArgumentParser`."""
     command.add_argument(
         "--relabel",
         type=_relabelling,

@@ -72,7 +72,8 @@ def port(source, output, model, *, metadata=None, expected=None, progress=None):
         model: The net that the file is for, of which only names and shapes count.
         metadata: An entry of the manifest; its `FACTS` go into the file, so that
             `load_checkpoint(output)` builds the net. Layers that it says to `drop` are
-            left out.
+            left out. Where the net has learned upsampling but the entry speaks of a
+            fixed one, the kernels are left out, too, if all of them are bilinear.
         expected: What is known of the source: any of `bytes`, `sha256`, `sha1`, `md5`.
             Nothing else tells nets apart that agree in every shape.
         progress: Function of (numbers written, numbers in all).
@@ -88,8 +89,11 @@ def port(source, output, model, *, metadata=None, expected=None, progress=None):
     source = pathlib.Path(source)
     entry = metadata or {}
     found = _check_hashes(source, expected or {})
-    rows, arrays = _match(source, model, entry.get("drop", ()))
     facts = {key: entry[key] for key in FACTS if key in entry}
+    rows, arrays = _match(source, model, entry.get("drop", ()))
+    if facts.get("model", {"upsampling": "learned"}).get("upsampling") != "learned":
+        if _leave_out_bilinear(model, rows, arrays):
+            facts["model"] = {**facts["model"], "upsampling": "learned"}
     facts["original"] = {key: found[key] for key in ("bytes", "sha256")}
     ported = _ported(arrays, weights.shapes(model), progress)
     weights.save_arrays(ported, output, metadata=facts)
@@ -215,6 +219,26 @@ def _misordered(titles, model):
     ]
 
 
+def _leave_out_bilinear(model, rows, arrays):
+    """Removes the kernels of a learned upsampling if they are all as they began.
+
+    Returns:
+        Whether there are others, so that all of them stay.
+    """
+    layers = [
+        x.name for x in model.layers if isinstance(x, keras.layers.Conv2DTranspose)
+    ]
+    if any(_deviations(arrays[f"{name}/kernel"][1]) for name in layers):
+        return True
+    for name in layers:
+        del arrays[f"{name}/kernel"]
+    action = ACTIONS["Deconvolution"][BilinearUpsampling]
+    for i, row in enumerate(rows):
+        if row.layer in layers:
+            rows[i] = row._replace(weights=[], action=action)
+    return False
+
+
 def _pair(given, target, wanted, hidden):
     """Checks a layer of the source against the layer of the net that it is for.
 
@@ -284,6 +308,7 @@ def _to_keras(kind, array, shape):
 
 def _ported(arrays, shapes, progress):
     """Yields (weight, array in Keras' layout), and lets go of each on the way."""
+    shapes = {name: shape for name, shape in shapes.items() if name in arrays}
     done, total = 0, sum(map(math.prod, shapes.values()))
     for name, shape in shapes.items():
         yield name, _to_keras(*arrays.pop(name), shape)
@@ -315,7 +340,9 @@ def entry_toml(name, entry):
 
 def _toml(value):
     if isinstance(value, dict):
-        pairs = ", ".join(f"{key} = {_toml(item)}" for key, item in value.items())
+        # TOML has no word for None: what is left out is None.
+        known = {key: item for key, item in value.items() if item is not None}
+        pairs = ", ".join(f"{key} = {_toml(item)}" for key, item in known.items())
         return f"{{ {pairs} }}" if value else "{}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}"

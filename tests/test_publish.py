@@ -1,0 +1,198 @@
+"""tools/publish.py, against a Hub on loopback that takes what its client pushes."""
+
+import importlib.util
+import pathlib
+import tomllib
+
+import numpy as np
+import pytest
+import servers
+from caffemodels import caffe_layers, caffemodel
+from huggingface_hub import HfApi, ModelCard, constants
+from PIL import Image
+
+import keras_fcn
+from keras_fcn import manifest, models
+from keras_fcn.datasets import folder
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _tool():
+    path = ROOT / "tools" / "publish.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+publish = _tool()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    stub = servers.Repositories()
+    monkeypatch.setattr(constants, "ENDPOINT", stub.url)
+    template = stub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hubs"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_tests")
+    monkeypatch.setenv("KERAS_FCN_CACHE", str(tmp_path / "ours"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield stub
+    stub.shutdown()
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A small net with class names, as `keras-fcn train` leaves it."""
+    model = models.fcn("googlenet", 8, 3, width=1 / 16)
+    rng = np.random.default_rng(1)
+    for variable in model.get_layer("score_fr").weights:
+        variable.assign(rng.standard_normal(variable.shape))
+    path = tmp_path / "model.h5"
+    facts = {"labels": {"names": ["left", "right", "rest"]}}
+    models.save_checkpoint(model, path, facts=facts)
+    return path
+
+
+@pytest.fixture
+def street(tmp_path):
+    """Folders of two pictures and masks, whose labels are 0 to 3."""
+    folders = tmp_path / "images", tmp_path / "masks"
+    rng = np.random.default_rng(0)
+    for each in folders:
+        each.mkdir()
+    for i in range(2):
+        picture = rng.integers(0, 255, (40, 50, 3)).astype(np.uint8)
+        mask = rng.integers(0, 4, (40, 50)).astype(np.uint8)
+        Image.fromarray(picture).save(folders[0] / f"{i}.png")
+        Image.fromarray(mask).save(folders[1] / f"{i}.png")
+    return [str(each) for each in folders]
+
+
+def run(*arguments):
+    return publish.main([str(argument) for argument in arguments])
+
+
+def test_what_was_pushed_is_what_an_address_loads(
+    server, trained, street, tmp_path, capsys
+):
+    status = run(
+        trained,
+        *("--repo", "me/Street-Net", "--output", tmp_path / "out", "--license", "MIT"),
+        *("--evaluate", *street, "--split", "two noises", "--relabel", "3=255"),
+        *("--picture", f"{street[0]}/0.png"),
+    )
+    assert status == 0, capsys.readouterr().err
+    assert server.tokens == {"Bearer hf_of_the_tests"}
+    pushed = {path.rsplit("/", 1)[-1] for path in server.files if "/resolve/" in path}
+    assert pushed == {"Street-Net.h5", "README.md", "example.png"}
+    out = capsys.readouterr().out
+    address = next(word for word in out.split() if word.startswith("hf://"))
+    picture = np.asarray(Image.open(f"{street[0]}/1.png"))
+    wanted = keras_fcn.segment(keras_fcn.load_checkpoint(trained), picture)
+    for model in (
+        keras_fcn.load_checkpoint("hf://me/Street-Net"),
+        keras_fcn.load_checkpoint(address),
+        keras_fcn.FCN8s("googlenet", weights=address, width=1 / 16),
+    ):
+        np.testing.assert_array_equal(keras_fcn.segment(model, picture), wanted)
+    printed = tomllib.loads(out.partition("would be:")[2])["Street-Net"]
+    assert printed["hub"]["sha256"] in server.large
+    assert f"hf://me/Street-Net@{printed['hub']['revision']}" == address
+
+
+def test_the_card_says_what_was_measured_and_its_index_nothing_else(
+    trained, street, tmp_path
+):
+    output = tmp_path / "out"
+    options = ["--repo", "me/net", "--output", output, "--license", "CC BY 4.0"]
+    options += ["--dry-run", "--relabel", "3=255"]
+    assert run(trained, *options) == 0
+    card = ModelCard.load(output / "README.md")
+    assert card.data.eval_results is None
+    assert "None are known." in card.text
+    assert run(trained, *options, "--evaluate", *street, "--split", "two noises") == 0
+    card = ModelCard.load(output / "README.md")
+    batches = folder.one_by_one(folder.pairs(*street), relabel={3: 255})
+    found = keras_fcn.evaluate(keras_fcn.load_checkpoint(trained), batches)
+    scores = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert scores == {n: round(100 * found[n], 2) for n in publish.SCORES}
+    assert {r.dataset_name for r in card.data.eval_results} == {"two noises"}
+    assert "CC BY 4.0" in card.text
+    assert "left, right, rest" in card.text
+    assert (card.data.license, card.data.license_name) == ("other", "cc-by-4.0")
+
+
+def test_published_scores_are_cited_and_not_in_the_index():
+    text = publish.card("n", manifest.checkpoint_info("vgg16-8s-voc"), "me/n")
+    assert "| mean_iou | 65.5 | seg11valid | published: Shelhamer" in text
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_a_caffemodel_is_ported_and_its_entry_completed(
+    server, tmp_path, monkeypatch, capsys
+):
+    place, name = tmp_path / "weights_manifest", "vgg16-8s-voc"
+    place.mkdir()
+    text = (manifest.folder() / "checkpoints.toml").read_text(encoding="utf-8")
+    (place / "checkpoints.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(manifest, "folder", lambda: place)
+    small = manifest.checkpoint_info(name)
+    small["model"]["width"] = 1 / 32
+    small["caffemodel"] = {"url": small["caffemodel"]["url"]}  # no hash to hold
+    monkeypatch.setitem(manifest._table(), name, small)
+    source = tmp_path / "net.caffemodel"
+    source.write_bytes(caffemodel(caffe_layers(models.build(small))))
+    options = ["--checkpoint", name, "--repo", "me/voc", "--output", tmp_path / "out"]
+    assert run(source, *options) == 0, capsys.readouterr().err
+    before = tomllib.loads(text)
+    after = tomllib.loads((place / "checkpoints.toml").read_text(encoding="utf-8"))
+    hub = after[name].pop("hub")
+    assert before == after
+    content = server.files[f"/me/voc/resolve/{hub['revision']}/{hub['file']}"]
+    assert (hub["sha256"], hub["bytes"]) == (servers.sha256(content), len(content))
+
+
+@pytest.mark.parametrize("name", manifest.list_checkpoints())
+def test_any_entry_can_be_completed_and_completed_again(name):
+    text = (manifest.folder() / "checkpoints.toml").read_text(encoding="utf-8")
+    first = publish.complete(text, name, {"hub": {"file": "a.h5", "bytes": 1_000}})
+    again = publish.complete(first, name, {"hub": {"file": "b.h5"}})
+    assert tomllib.loads(again)[name]["hub"] == {"file": "b.h5"}
+    assert again.count("\n") == text.count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--split", "val"], "--evaluate and --split belong together"),
+        ([], "says nothing of its license; expected --license"),
+        (["--checkpoint", "vgg16-8s-voc", "--license", "MIT"], "leave out --license"),
+        (["--checkpoint", "vgg61"], "There is no checkpoint 'vgg61'"),
+    ],
+)
+def test_what_cannot_be_published_is_said_before_anything_is_written(
+    wrong, message, trained, tmp_path, capsys
+):
+    output = tmp_path / "out"
+    assert run(trained, "--repo", "me/net", "--output", output, *wrong) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_push_that_is_refused_keeps_what_was_to_be_pushed(
+    server, trained, tmp_path, capsys
+):
+    server.fault = lambda request: request.send(b"{}", 401)
+    options = ["--repo", "me/net", "--output", tmp_path / "out", "--license", "MIT"]
+    assert run(trained, *options) == 2
+    error = capsys.readouterr().err
+    assert "401" in error
+    assert "hf auth login" in error
+    assert (tmp_path / "out" / "net.h5").read_bytes() == trained.read_bytes()
+    with pytest.raises(OSError, match="401"):
+        HfApi().create_repo("me/net")

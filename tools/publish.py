@@ -1,0 +1,348 @@
+"""Publishes a checkpoint on the Hugging Face Hub, with a model card.
+
+python tools/publish.py net.caffemodel --checkpoint vgg16-16s-voc --repo me/fcn16s
+python tools/publish.py run/model.h5 --repo me/my-net --license MIT --picture a.jpg
+    --evaluate val/images val/labels --relabel 11=255 --split "my val, 100 images"
+
+A .caffemodel is ported first; an .h5 file is one that `keras_fcn.save_checkpoint` or
+`keras-fcn train` wrote. What is pushed stays in --output. For a name in the manifest,
+its entry is completed with where the file is (`hub`) and what it scored (`measured`).
+Log in with `hf auth login` before; --dry-run writes everything and pushes nothing.
+"""
+
+import argparse
+import importlib.metadata
+import pathlib
+import re
+import shutil
+import sys
+import tomllib
+
+from keras_fcn import (
+    cli,
+    evaluation,
+    files,
+    images,
+    labels,
+    manifest,
+    models,
+    porting,
+    progress,
+)
+from keras_fcn.datasets import folder
+
+SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou")
+CARD = """---
+{metadata}
+---
+# {name}
+
+{what}
+
+```python
+import keras_fcn  # on TensorFlow, JAX or PyTorch
+
+model = keras_fcn.load_checkpoint("hf://{repo}")
+labels = keras_fcn.segment(model, "photo.jpg")  # (height, width) uint8
+```
+{picture}
+- **Trained on**: {trained_on}
+- **License**: {license}
+- **Source**: {source}
+- **Input**: {input}
+- **Classes**: {classes}
+
+## Scores
+
+{scores}
+"""
+
+
+def main(arguments=None):
+    """Ports, evaluates, writes the card, pushes and completes the manifest.
+
+    Args:
+        arguments: A list of strings; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 2 after an error, which is said in one sentence.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        _publish(options)
+    except (OSError, ValueError) as error:
+        print(f"publish.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=pathlib.Path, help=".caffemodel or .h5 file")
+    add("--repo", required=True, help="owner/name on the Hub; made if need be")
+    add("--checkpoint", help="what it is: a name in the manifest")
+    add("--output", type=pathlib.Path, help="folder (published/NAME)")
+    add("--license", help="of weights that no manifest's entry describes")
+    add("--trained-on", help="likewise")
+    add("--evaluate", nargs=2, metavar=("IMAGES", "MASKS"), help="folders to score")
+    add("--split", help="what these are, such as 'CamVid val, 101 images'")
+    cli.add_relabel(parser)
+    add("--picture", type=pathlib.Path, help="photograph to show segmented")
+    add("--private", action="store_true", help="a new repository is private")
+    add("--dry-run", action="store_true", help="write everything, push nothing")
+    return parser
+
+
+def _publish(options):
+    if bool(options.evaluate) != bool(options.split):
+        raise ValueError(
+            "--evaluate and --split belong together: a score without its split says "
+            "nothing. Give both or none."
+        )
+    name = options.checkpoint or options.repo.rpartition("/")[2]
+    entry = _entry(options)
+    output = options.output or pathlib.Path("published", name)
+    output.mkdir(parents=True, exist_ok=True)
+    weights = output / f"{name}.h5"
+    _write_weights(options, entry, weights)
+    model = models.load_checkpoint(options.checkpoint or weights, weights=weights)
+    if options.evaluate:
+        entry["measured"] = _measure(model, entry, options)
+    if options.picture:
+        _draw(model, entry, options.picture, output / "example.png")
+    text = card(name, entry, options.repo, picture=bool(options.picture))
+    files.write_bytes(output / "README.md", text.encode())
+    print(f"Wrote {output}: {', '.join(sorted(p.name for p in output.iterdir()))}")
+    if not options.dry_run:
+        revision = _push(options, output, name)
+        facts = {"repo": options.repo, "revision": revision, "file": weights.name}
+        entry["hub"] = {**facts, **porting.measure(weights)}
+        _complete_manifest(options.checkpoint, name, entry)
+
+
+def _entry(options):
+    """Returns what the card and the manifest say of the net."""
+    if options.checkpoint:
+        if options.license or options.trained_on:
+            raise ValueError(
+                "--checkpoint says license and training; leave out --license and "
+                "--trained-on, or change the manifest."
+            )
+        return manifest.checkpoint_info(options.checkpoint)
+    if options.source.suffix not in porting.KERAS_SUFFIXES:
+        raise ValueError(
+            f"{options.source} does not say what it is; expected --checkpoint, or an "
+            ".h5 file. Port it with tools/convert_caffe.py first."
+        )
+    given = {"license": options.license, "trained_on": options.trained_on}
+    entry = models.checkpoint_entry(options.source)
+    entry |= {key: value for key, value in given.items() if value}
+    if "license" not in entry:
+        raise ValueError(
+            f"{options.source} says nothing of its license; expected --license, the "
+            "terms on which others may use it."
+        )
+    return {"source": "trained by its publisher", "measured": {}, **entry}
+
+
+def _write_weights(options, entry, path):
+    if options.source.suffix in porting.KERAS_SUFFIXES:
+        with files.replacing(path) as target, open(options.source, "rb") as source:
+            shutil.copyfileobj(source, target)
+        return
+    expected = entry.get("caffemodel", {})
+    with progress.reporting(f"Porting {options.source}") as report:
+        model = models.build(entry)
+        given = {"metadata": entry, "expected": expected, "progress": report}
+        porting.port(options.source, path, model, **given)
+
+
+def _measure(model, entry, options):
+    pairs = folder.pairs(*options.evaluate)
+    relabel = dict(options.relabel)
+    folder.check(pairs, manifest.num_classes(entry), relabel=relabel)
+    batches = folder.one_by_one(pairs, relabel=relabel)
+    with progress.reporting("Evaluating") as report:
+        found = evaluation.evaluate(
+            model, batches, progress=lambda done: report(done, len(pairs))
+        )
+    scores = {score: round(100 * found[score], 2) for score in SCORES}
+    version = importlib.metadata.version("keras-fcn")
+    return {"split": options.split, "version": version, **scores}
+
+
+def _draw(model, entry, photograph, path):
+    picture = images.read_image(photograph)
+    found = evaluation.segment(model, picture)
+    sets = manifest.label_sets(entry)
+    if isinstance(found, dict):  # the first head stands for all
+        head = next(iter(found))
+        found, known = found[head], sets.get(head)
+    else:
+        known = sets.get("")
+    known = known or labels.LabelSet((), labels.voc_colormap())
+    drawn = images.overlay(picture, found, known.palette)
+    if known.names:
+        drawn = images.legend(drawn, known.names, known.palette, found)
+    images.save_image(path, drawn)
+
+
+def card(name, entry, repo, picture=False):
+    """Returns the model card, Markdown with YAML metadata.
+
+    The model index, which leaderboards read, holds measured scores only.
+
+    Args:
+        name: Of the checkpoint.
+        entry: A dict in the manifest's fields.
+        repo: Where it will be, owner/name.
+        picture: Whether example.png lies beside it.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    measured, published = entry.get("measured", {}), entry.get("published", {})
+    slug = re.sub(r"[^a-z0-9.]+", "-", entry["license"].lower()).strip("-")
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=re.sub(r"\W+", "-", measured["split"].lower()),
+            dataset_name=measured["split"],
+            metric_type=score,
+            metric_value=measured[score],
+        )
+        for score in SCORES
+        if score in measured
+    ]
+    metadata = ModelCardData(
+        model_name=name,
+        library_name="keras",
+        pipeline_tag="image-segmentation",
+        tags=["keras-fcn", "semantic-segmentation", entry["model"]["backbone"]],
+        license="other",
+        license_name=slug[:80],
+        eval_results=results or None,
+    )
+    sets = manifest.label_sets(entry)
+    classes = "; ".join(", ".join(known.names) for known in sets.values())
+    return CARD.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        what=_what(entry["model"]),
+        repo=repo,
+        picture="\n![A photograph, segmented](example.png)\n" if picture else "",
+        trained_on=entry.get("trained_on", "not said"),
+        license=entry["license"],
+        source=entry["source"],
+        input=_input(entry),
+        classes=classes or manifest.num_classes(entry),
+        scores=_scores_table(measured, published),
+    )
+
+
+def _what(model):
+    kind = {"classifier": "Convolutionalised classifier", "late_fusion": "Late fusion"}
+    kind = kind.get(model.get("builder"), "Fully convolutional network")
+    stride = f", stride {model['stride']}," if "stride" in model else ""
+    return (
+        f"{kind} on {model['backbone']}{stride} for keras_fcn, after Long, Shelhamer & "
+        "Darrell, *Fully Convolutional Networks for Semantic Segmentation* (2015)."
+    )
+
+
+def _input(entry):
+    data = entry.get("input")
+    if not data:
+        return "what its trainer fed it: it has no preprocessing"
+    streams = {"": data} if "channels" in data else data
+    return "; ".join(
+        f"{name or 'pictures'}, 0-255, of which the first layer makes "
+        f"{stream['channels']} minus {', '.join(map(str, stream['mean']))}"
+        for name, stream in streams.items()
+    )
+
+
+def _scores_table(measured, published):
+    lines = [
+        f"| {score} | {scores[score]} | {scores['split']} | {who} |"
+        for scores, who in (
+            (measured, f"measured with keras_fcn {measured.get('version')}"),
+            (published, f"published: {published.get('source')}"),
+        )
+        for score in scores
+        if isinstance(scores[score], float | int)
+    ]
+    if not lines:
+        return "None are known."
+    return "\n".join(["| score | % | split | by |", "|---|---|---|---|", *lines])
+
+
+def _push(options, output, name):
+    """Uploads the folder and returns the commit."""
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    wanted = [f"{name}.h5", "README.md", *(["example.png"] if options.picture else [])]
+    try:
+        api.create_repo(options.repo, private=options.private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=options.repo,
+            folder_path=output,
+            allow_patterns=wanted,
+            commit_message=f"{name}, by keras_fcn",
+        )
+    except (errors.HTTPError, errors.LocalTokenNotFoundError) as error:
+        raise OSError(
+            f"{options.repo} could not be pushed: {error}. What was to be pushed is in "
+            f"{output}. Log in with `hf auth login` and run the same command again."
+        ) from error
+    print(f"Pushed to hf://{options.repo}@{commit.oid}")
+    return commit.oid
+
+
+def _complete_manifest(checkpoint, name, entry):
+    if not checkpoint:
+        print("In no manifest; an entry for it would be:\n")
+        print(porting.entry_toml(name, entry))
+        return
+    path = manifest.folder() / "checkpoints.toml"
+    facts = {key: entry[key] for key in ("hub", "measured") if entry.get(key)}
+    text = complete(path.read_text(encoding="utf-8"), checkpoint, facts)
+    files.write_bytes(path, text.encode())
+    print(f"Completed [{checkpoint}] in {path}")
+
+
+def complete(text, name, facts):
+    """Returns the manifest's text with facts in one entry, and all else as it was.
+
+    Args:
+        text: Of checkpoints.toml.
+        name: Of the entry.
+        facts: `{field: dict}`, to replace or to add.
+
+    Raises:
+        ValueError: If the text is not laid out as the manifest is, with an empty line
+            after each entry and a line for each field.
+    """
+    head, title, rest = text.partition(f"[{name}]\n")
+    body, end, tail = rest.partition("\n\n")
+    lines = body.rstrip("\n").split("\n")
+    for key, value in facts.items():
+        written = porting.entry_toml(name, {key: value}).split("\n")[1]
+        written = f"{key:11} = {written.partition(' = ')[2]}"
+        lines = [line for line in lines if line.partition("=")[0].strip() != key]
+        lines.append(written)
+    new = head + title + "\n".join(lines) + (end or "\n") + tail
+    before, after = tomllib.loads(text), tomllib.loads(new)
+    if {**before, name: {**before[name], **facts}} != after:
+        raise ValueError(
+            f"The entry of {name} is not laid out as expected; nothing was changed. "
+            f"Add by hand: {facts}"
+        )
+    return new
+
+
+if __name__ == "__main__":
+    sys.exit(main())
