@@ -561,7 +561,7 @@ def _convert(options):
             output,
             model,
             metadata=entry,
-            expected=entry.get("caffemodel") if foreign else None,
+            expected=entry.get("caffemodel" if foreign else "keras"),
             progress=report,
         )
     table = Table(box=None)
@@ -618,8 +618,11 @@ def _described(builder, backbone, given):
     if builder == "late_fusion":
         model = {"builder": builder, "backbone": backbone}
         return {"model": model, "input": models.LATE_FUSION_INPUTS}
-    channels = given.get("input_channels", 3)
-    return {"model": {"backbone": backbone}, "input": models.DEFAULT_INPUTS[channels]}
+    data = models.DEFAULT_INPUTS[given.get("input_channels", 3)]
+    # An FCN that was trained with the auxiliary heads of its classifier has them, too.
+    known = manifest.checkpoint_info(f"{backbone}-imagenet")
+    drop = {"drop": known["drop"]} if "drop" in known else {}
+    return {"model": {"backbone": backbone}, "input": data, **drop}
 
 
 def _check_data(options):

@@ -46,7 +46,7 @@ class Row(NamedTuple):
     """What became of a layer of the source.
 
     Args:
-        source: Its name there.
+        source: Its name there, as it may be printed.
         blobs: The shapes of its arrays there.
         layer: The name of the Keras layer; empty if there is none.
         weights: The shapes of the Keras weights; empty if there are none.
@@ -143,9 +143,10 @@ def _match(source, model, drop):
     given, slots = _read(source), _slots(model)
     hidden = weights.hidden_kernels(model)
     rows, arrays, problems = [], {}, _misordered(list(given), model)
-    for title, layer in given.items():
+    for given_title, layer in given.items():
         if not layer.blobs:
             continue
+        title = weights.printable(given_title)
         name, shapes = _keras_name(title, layer), [blob.shape for blob in layer.blobs]
         if title in drop:
             rows.append(Row(title, shapes, "", [], "dropped"))

@@ -366,11 +366,11 @@ def _headers(file):
             name = f"{prefix}{key}"
             linked = not isinstance(group.get(key, getlink=True), h5py.HardLink)
             if linked or "/" in key:
-                raise ValueError(f"{_shown(name)} is a link; expected only arrays.")
+                raise ValueError(f"{printable(name)} is a link; expected only arrays.")
             item = group[key]
             if _address(item) in seen:
                 raise ValueError(
-                    f"{_shown(name)} is held twice; expected a tree of arrays."
+                    f"{printable(name)} is held twice; expected a tree of arrays."
                 )
             seen.add(_address(item))
             if isinstance(item, h5py.Group):
@@ -396,25 +396,25 @@ def _address(item):
 def _header(item, name):
     """Returns the shape of an array that can be read without surprises."""
     if not isinstance(item, h5py.Dataset):
-        raise ValueError(f"{_shown(name)} is no array; expected arrays of floats.")
+        raise ValueError(f"{printable(name)} is no array; expected arrays of floats.")
     plist = item.id.get_create_plist()
     filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
     # Before the shape is asked for: a virtual array opens other files to know its own.
     virtual = plist.get_layout() == h5py.h5d.VIRTUAL
     if virtual or plist.get_external_count() or filters - _FILTERS:
         raise ValueError(
-            f"{_shown(name)} is stored outside the file or through unknown filters; "
+            f"{printable(name)} is stored outside the file or through unknown filters; "
             "expected plain or gzip-compressed floats."
         )
     if item.dtype.kind != "f" or item.dtype.itemsize > 8 or item.shape is None:
         raise ValueError(
-            f"{_shown(name)} holds {ascii(item.dtype)[:80]}; expected an array of "
+            f"{printable(name)} holds {ascii(item.dtype)[:80]}; expected an array of "
             "floats of 16, 32 or 64 bits."
         )
     if not _is_complete(item):
         raise ValueError(
-            f"{_shown(name)} claims {item.shape} numbers that the file does not hold; "
-            "expected all of them. Fetch or convert it again."
+            f"{printable(name)} claims {item.shape} numbers that the file does not "
+            "hold; expected all of them. Fetch or convert it again."
         )
     return item.shape
 
@@ -441,7 +441,7 @@ def _check_lists(file, shapes):
         shape = item.attrs.get_id(attribute).shape if known else ()
         if len(shape) != 1 or shape[0] not in lengths:
             raise ValueError(
-                f"{_shown(item.name)} has no list {attribute!r} as long as what it "
+                f"{printable(item.name)} has no list {attribute!r} as long as what it "
                 "holds; expected Keras' layout. If this is a .weights.h5 file, load "
                 "it with model.load_weights and write it with keras_fcn.weights.save."
             )
@@ -451,7 +451,9 @@ def _compare(wanted, found):
     """Raises one error that names missing, extra and mismatched arrays together."""
     rows = [f"{n} {wanted[n]} is missing" for n in wanted if n not in found]
     rows += [
-        f"{_shown(n)} {found[n]} is not in the model" for n in found if n not in wanted
+        f"{printable(n)} {found[n]} is not in the model"
+        for n in found
+        if n not in wanted
     ]
     rows += [
         f"{n} is {found[n]}, expected {wanted[n]}"
@@ -468,8 +470,12 @@ def _compare(wanted, found):
         )
 
 
-def _shown(name):
-    """Returns a name from a file as it may be printed."""
+def printable(name):
+    """Returns a name from a file as it may be printed: short, no control characters.
+
+    Args:
+        name: Of a layer or an array, as a stranger wrote it.
+    """
     return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
 
 
@@ -493,6 +499,6 @@ def _check_chunks(dataset, name):
             too_large = len(unpacked) > limit
         if too_large:
             raise ValueError(
-                f"{_shown(name)} holds a chunk of more than its {limit:,} bytes; "
+                f"{printable(name)} holds a chunk of more than its {limit:,} bytes; "
                 "expected no more. Fetch or convert it again."
             )

@@ -24,12 +24,13 @@ FIELDS = {
     "": (
         {"model", "input", "parameters", "license", "trained_on", "source"}
         | {"published", "measured"},
-        {"labels", "drop", "command"} | ORIGINS,
+        {"labels", "keras", "drop", "command"} | ORIGINS,
     ),
     "model": ({"backbone"}, {"builder", "stride", "num_classes", "skip_scales"}),
     "file": ({"name", "bytes", "sha256"}, set()),
     "hub": ({"repo", "revision", "file", "bytes", "sha256"}, set()),
     "caffemodel": ({"url"}, {"bytes", "sha256", "sha1", "md5"}),
+    "keras": ({"url", "md5"}, set()),
     "published": ({"split", "source"}, SCORES | ACCURACIES),
     "measured": ({"split", "version"}, SCORES | ACCURACIES),
 }

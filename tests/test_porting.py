@@ -509,6 +509,14 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_the_earlier_file(
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_names_from_a_file_are_printed_without_control_characters(refused):
+    layers = caffe_layers(models.build(entry_of()))
+    layers["\x1b[31mred\n"] = layers.pop("conv1_1")
+    message = refused(layers, entry_of())
+    assert "\x1b" not in message
+    assert r"'\x1b[31mred\n' (2, 3, 3, 3)" in message
+
+
 def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
     model, output = models.build(classifier_of("vgg16")), tmp_path / "net.h5"
     with pytest.raises(FileNotFoundError, match="absent.caffemodel"):
@@ -593,6 +601,15 @@ def test_the_vgg16_of_keras_is_held_to_the_same_rules(tmp_path):
     assert not output.exists()
 
 
+def test_another_file_than_that_of_keras_is_not_taken_for_it(tmp_path, capsys):
+    source, output = tmp_path / "vgg16.h5", tmp_path / "net.h5"
+    write_as_keras_did(keras_vgg16(), source)
+    assert _convert(source, "--output", output, "--checkpoint", "vgg16-imagenet") == 2
+    md5 = "64373286793e3c8b2b4e3219cbf3544b"  # keras/src/applications/vgg16.py
+    assert f"expected {md5}" in capsys.readouterr().err
+    assert not output.exists()
+
+
 # The command
 
 
@@ -668,6 +685,7 @@ def test_convert_builds_what_its_options_say(tmp_path, capsys, monkeypatch):
         "--backbone vgg16 --stride 32 --num-classes 40 --late-fusion",
         "--backbone alexnet --classifier",
         "--checkpoint vgg16-8s-voc --upsampling learned",
+        "--backbone googlenet --stride 8 --num-classes 21",
     ]
     for line in options:
         assert _convert("in", "--output", tmp_path / "x.h5", *line.split()) == 2
@@ -685,10 +703,12 @@ def test_convert_builds_what_its_options_say(tmp_path, capsys, monkeypatch):
         {**vgg16, "stride": 32, "num_classes": 40, "builder": "late_fusion"},
         {"backbone": "alexnet", "num_classes": 1000, "builder": "classifier"},
         {**vgg16, "stride": 8, "upsampling": "learned"},
+        {"backbone": "googlenet", "stride": 8, "num_classes": 21},
     ]
     assert seen[2]["input"]["channels"] == "BGRD"
     assert seen[3]["input"].keys() == {"color", "hha"}
     assert "drop" not in seen[4]
+    assert "loss1/classifier" in seen[6]["drop"]
 
 
 @pytest.mark.parametrize(
