@@ -27,7 +27,7 @@ from keras_fcn.models import (
     load_checkpoint,
     save_checkpoint,
 )
-from keras_fcn.training import compile_modern
+from keras_fcn.training import compile_modern, compile_reference
 from keras_fcn.weights import transplant
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "classifier",
     "colorize",
     "compile_modern",
+    "compile_reference",
     "decode_segmentation",
     "evaluate",
     "fcn",

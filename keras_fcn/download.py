@@ -174,7 +174,11 @@ def _attempt(url, path, copies, pace, report):
     if have and have == total:
         return
     try:
-        with _open(url, have, version) as response:
+        response = _open(url, have, version)
+        if response is None:
+            _take_note(path, url, version, have)
+            return
+        with response:
             have, total = _place(response, url, path, have, version, total)
             check_space(path.parent, copies * (total or 0) - have)
             _receive(response, url, path, have, total, pace, report)
@@ -243,7 +247,7 @@ def _read(response, url):
 
 
 def _open(url, have, version):
-    """The answer to a GET of all but the first `have` bytes."""
+    """The answer to a GET of all but the first `have` bytes; None if that is all."""
     headers = {"User-Agent": "keras_fcn", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
@@ -253,6 +257,11 @@ def _open(url, have, version):
         return opener.open(request, timeout=SOCKET_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
+            if (
+                error.code == 416
+                and error.headers["Content-Range"] == f"bytes */{have}"
+            ):
+                return None
             if error.code == 416 and have:
                 # What we hold is no part of the file: once more, from zero.
                 return _open(url, 0, None)

@@ -73,6 +73,8 @@ def fetch(name, entry, port, *, trust_first_download=False):
     _check_names(name, entry)
     path = _cached(name, entry)
     if path is not None:
+        _sweep(cache_folder(), f"{name}.keras_fcn.*")
+        _sweep_hub(entry)
         return path
     with _lock(name, entry) as exclusive:
         path = _cached(name, entry)  # another process may have brought it meanwhile
@@ -274,7 +276,7 @@ def _from_hub(hub):
     url = hf_hub_url(hub["repo"], hub["file"], revision=hub["revision"])
     _check_hub_url(url)
     root = Path(constants.HF_HUB_CACHE).absolute()
-    _sweep(root / f"models--{hub['repo'].replace('/', '--')}/blobs", "*.incomplete")
+    _sweep_hub({"hub": hub})
     check_space(root, hub["bytes"])
     path, _ = _verified(lambda: _download_from_hub(hub, url), hub, url, root)
     return path
@@ -478,10 +480,20 @@ def _move(temporary, path):
         os.close(folder)
 
 
+def _sweep_hub(entry):
+    """Removes what the Hub's client has left behind of a repository."""
+    if "hub" in entry:
+        from huggingface_hub import constants
+
+        folder = f"models--{entry['hub']['repo'].replace('/', '--')}"
+        _sweep(Path(constants.HF_HUB_CACHE, folder, "blobs"), "*.incomplete")
+
+
 def _sweep(folder, pattern, keep="/"):
     """Removes what transfers that were killed have left behind."""
     for path in folder.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+        # Another process sweeps, too; and what cannot be removed may stay.
+        with contextlib.suppress(OSError):
             old = time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
             if old and not path.name.startswith(keep):
                 path.unlink()

@@ -1,8 +1,10 @@
 """Recipes: losses and optimizers for `model.compile`, then plain `model.fit`."""
 
+import difflib
 import pathlib
 import zipfile
 import zlib
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -85,6 +87,169 @@ def balanced_weights(counts, power=0.5):
     weights = np.zeros(len(counts))
     weights[present] = (np.median(counts[present]) / counts[present]) ** power
     return weights.tolist()
+
+
+class Recipe(NamedTuple):
+    """How a reference net was trained: its solver.prototxt and solve.py.
+
+    One image a step, at its own size, drawn at random with replacement.
+
+    Args:
+        learning_rate: Fixed. That of biases is twice as high.
+        iterations: Steps that solve.py runs.
+        start: The checkpoint whose weights the training begins with, by `transplant`.
+        momentum: Of `CaffeSGD`.
+        accumulate: Steps whose gradients are averaged before one update.
+        normalize: Whether the loss is the mean over the pixels that count, not their
+            sum.
+    """
+
+    learning_rate: float
+    iterations: int
+    start: str
+    momentum: float = 0.99
+    accumulate: int = 1
+    normalize: bool = False
+
+
+# By the folder of shelhamer/fcn.berkeleyvision.org that holds solver and nets.
+RECIPES = {
+    "voc-fcn32s": Recipe(1e-10, 100_000, "vgg16-imagenet"),
+    "voc-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-voc"),
+    "voc-fcn8s": Recipe(1e-14, 100_000, "vgg16-16s-voc"),
+    "voc-fcn8s-atonce": Recipe(1e-10, 300_000, "vgg16-imagenet"),
+    "voc-fcn-alexnet": Recipe(1e-4, 100_000, "alexnet-imagenet", 0.9, 20, True),
+    "nyud-fcn32s-color": Recipe(1e-10, 100_000, "vgg16-imagenet"),
+    "nyud-fcn32s-hha": Recipe(1e-10, 100_000, "vgg16-imagenet"),
+    "nyud-fcn32s-color-d": Recipe(1e-10, 100_000, "vgg16-imagenet"),
+    # Both streams: of the colour net after 28,000 steps and the HHA net after 60,000.
+    "nyud-fcn32s-color-hha": Recipe(1e-12, 100_000, "vgg16-32s-nyud"),
+    "siftflow-fcn32s": Recipe(1e-10, 100_000, "vgg16-imagenet"),
+    "siftflow-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-siftflow"),
+    "siftflow-fcn8s": Recipe(1e-12, 100_000, "vgg16-16s-siftflow"),
+    "pascalcontext-fcn32s": Recipe(1e-10, 400_000, "vgg16-imagenet"),
+    "pascalcontext-fcn16s": Recipe(1e-12, 400_000, "vgg16-32s-pascal-context"),
+    "pascalcontext-fcn8s": Recipe(1e-14, 400_000, "vgg16-16s-pascal-context"),
+}
+WEIGHT_DECAY = 5e-4  # of every solver
+
+# Multipliers of learning rate and decay, (kernel, bias). In the net of FCN-AlexNet no
+# layer of the trunk has any, so Caffe's own hold: 1.
+SCORE_FACTORS = ((1, 1), (2, 0))
+PLAIN_FACTORS = ((1, 1), (1, 1))
+
+
+@keras.saving.register_keras_serializable("keras_fcn")
+class CaffeSGD(keras.optimizers.SGD):
+    """Caffe's SGD (src/caffe/solvers/sgd_solver.cpp), for `model.compile`.
+
+    With the multipliers r and d of a weight w, its gradient g and the velocity v:
+    v <- momentum v + r learning_rate (g + d decay w), then w <- w - v. The decay is
+    part of the gradient and so of the momentum, which it is not in `SGD` and `AdamW`.
+    `gradient_accumulation_steps` is `iter_size`: the mean of so many gradients, to
+    which the decay is added once.
+
+    Args:
+        learning_rate: Fixed, or a schedule.
+        momentum: 0 to 1.
+        decay: Of weights whose multiplier is not 0.
+        factors: `{layer: ((rate, decay), (rate, decay))}`, the multipliers of the
+            kernel and the bias of layers that have others than `default_factors`. A
+            rate of 0 keeps a layer as it is.
+        default_factors: Of all other layers; biases of the reference nets learn twice
+            as fast and do not decay.
+        kwargs: Keras' own, as in `keras.optimizers.SGD`.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-10,
+        momentum=0.99,
+        decay=WEIGHT_DECAY,
+        factors=None,
+        default_factors=SCORE_FACTORS,
+        name="caffe_sgd",
+        **kwargs,  # Keras' own: name, gradient_accumulation_steps ...
+    ):
+        super().__init__(learning_rate, momentum, name=name, **kwargs)
+        self.decay = decay
+        self.factors = factors or {}
+        self.default_factors = default_factors
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Changes one variable."""
+        rate, decay = self._factors_of(variable)
+        if rate == 0:
+            return
+        gradient = ops.cast(gradient, variable.dtype)
+        if decay:
+            gradient = gradient + decay * self.decay * ops.convert_to_tensor(variable)
+        super().update_step(gradient, variable, learning_rate * rate)
+
+    def _factors_of(self, variable):
+        # TensorFlow passes its own variable, which does not know its layer.
+        known = self._trainable_variables[self._get_variable_index(variable)]
+        *_, layer, kind = ["", *known.path.split("/")]
+        return self.factors.get(layer, self.default_factors)[kind == "bias"]
+
+    def get_config(self):
+        """Returns what rebuilds the optimizer."""
+        own = {"decay": self.decay, "factors": self.factors}
+        config = {**super().get_config(), **own}
+        config["default_factors"] = self.default_factors
+        del config["nesterov"]
+        return config
+
+
+def compile_reference(model, name):
+    """Compiles a net as the reference trained it; then `model.fit` on single images.
+
+    ```python
+    model = keras_fcn.FCN32s(weights="imagenet", num_classes=21)
+    keras_fcn.compile_reference(model, "voc-fcn32s")
+    model.fit(batches, epochs=1, steps_per_epoch=RECIPES["voc-fcn32s"].iterations)
+    ```
+
+    Args:
+        model: A net that `fcn` or `late_fusion` built. The losses of several heads are
+            added.
+        name: A key of `RECIPES`, such as "voc-fcn8s".
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, n=3, cutoff=0.3)
+        raise ValueError(
+            f"There is no recipe {name!r}; expected one of keras_fcn.training.RECIPES, "
+            f"such as {', '.join(near or RECIPES)}."
+        )
+    recipe = RECIPES[name]
+    optimizer = CaffeSGD(
+        recipe.learning_rate,
+        recipe.momentum,
+        default_factors=PLAIN_FACTORS if name == "voc-fcn-alexnet" else SCORE_FACTORS,
+        factors={
+            layer.name: SCORE_FACTORS
+            for layer in model.layers
+            if layer.name.startswith("score_")
+        },
+        gradient_accumulation_steps=recipe.accumulate
+        if recipe.accumulate > 1
+        else None,
+    )
+
+    def loss():
+        if recipe.normalize:
+            return WeightedCrossentropy()
+        return keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=VOID, reduction="sum"
+        )
+
+    heads = isinstance(model.output, dict)
+    model.compile(
+        optimizer, {head: loss() for head in model.output} if heads else loss()
+    )
 
 
 def compile_modern(

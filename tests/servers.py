@@ -104,6 +104,7 @@ class Request(http.server.BaseHTTPRequestHandler):
             return self.send(b"", 404)
         answer, start = self.facts(body), self._start(body) if ranges else 0
         if start >= len(body) > 0:
+            answer["Content-Range"] = f"bytes */{len(body)}"
             status, body = 416, b""
         elif start and status == 200:
             status = 206

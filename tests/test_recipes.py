@@ -1,0 +1,170 @@
+"""The reference recipes, against recorded traces of real Caffe's solver and NumPy."""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from golden import golden
+
+import keras_fcn
+from keras_fcn import manifest, models
+from keras_fcn.training import PLAIN_FACTORS, RECIPES, SCORE_FACTORS, CaffeSGD
+
+TRACES = {
+    "trace-vgg16-16s": ("voc-fcn16s", {"backbone": "vgg16", "stride": 16}),
+    "trace-alexnet-32s": ("voc-fcn-alexnet", {"backbone": "alexnet", "stride": 32}),
+}
+
+
+@pytest.mark.parametrize("upsampling", ["bilinear", "learned"])
+@pytest.mark.parametrize("name", TRACES)
+def test_a_training_goes_as_it_went_in_real_caffe(name, upsampling):
+    case = golden.load(name)
+    recipe, net = TRACES[name]
+    net = {**net, "width": case["width"], "include_preprocessing": False}
+    model = models.build(
+        {"model": {**net, "num_classes": 21, "upsampling": upsampling}}
+    )
+    start = golden.weights(case, trace=True)
+    if upsampling == "bilinear":
+        start = {layer: blobs for layer, blobs in start.items() if "up" not in layer}
+    oracle.fill(model, start)
+    frozen = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0  # the traces have none
+        if isinstance(layer, keras.layers.Conv2DTranspose):
+            frozen[layer.name] = ((0, 0), (0, 0))
+    keras_fcn.compile_reference(model, recipe)
+    wanted = model.optimizer.get_config() | {
+        "learning_rate": case["lr"],
+        "momentum": case["momentum"],
+        "decay": case["decay"],
+        "gradient_accumulation_steps": None,
+    }
+    assert wanted["momentum"] == RECIPES[recipe].momentum
+    wanted["factors"] = wanted["factors"] | frozen
+    model.compile(CaffeSGD.from_config(wanted), model.loss)
+    recorded, losses = np.load(golden.HERE / f"{name}.npz"), []
+    for step in range(case["steps"]):
+        data, label = golden.example(case, step % case["images"])
+        losses.append(model.train_on_batch(oracle.to_keras(data), label[0]))
+    np.testing.assert_allclose(losses, recorded["losses"], rtol=1e-5)
+    for layer, blobs in start.items():
+        if layer in frozen:
+            continue
+        weights = model.get_layer(layer).weights
+        for i, (before, weight) in enumerate(zip(blobs, weights, strict=True)):
+            after = keras.ops.convert_to_numpy(weight)
+            if after.ndim == 4:
+                after = after.transpose(3, 2, 0, 1)
+            index = recorded[f"{layer}.{i}.index"]
+            change = recorded[f"{layer}.{i}.value"] - before.ravel()[index]
+            found = after.ravel()[index] - before.ravel()[index]
+            assert np.abs(change).max() > 0
+            np.testing.assert_allclose(
+                found, change, rtol=0, atol=0.03 * np.abs(change).max(), err_msg=layer
+            )
+    for layer in frozen:
+        kernel = keras.ops.convert_to_numpy(model.get_layer(layer).kernel)
+        np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), start[layer][0])
+
+
+FACTORS = {"first": ((1, 1), (2, 0)), "second": ((10, 0.5), (0, 1))}
+
+
+@pytest.mark.parametrize("accumulate", [None, 4])
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_twenty_steps_are_those_of_caffes_solver_in_numpy(momentum, accumulate):
+    rng = np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, name="first"),
+            keras.layers.Dense(2, name="second"),
+            keras.layers.Dense(2, name="third"),
+        ]
+    )
+    variables = model.trainable_variables
+    for variable in variables:
+        variable.assign(rng.standard_normal(variable.shape))
+    optimizer = CaffeSGD(
+        0.01,
+        momentum,
+        decay=0.02,
+        factors=FACTORS,
+        default_factors=PLAIN_FACTORS,
+        gradient_accumulation_steps=accumulate,
+    )
+    optimizer.build(variables)
+    state = [[np.float64(v), np.zeros(v.shape), np.zeros(v.shape)] for v in variables]
+    steps = 20 * (accumulate or 1)
+    for step in range(1, steps + 1):
+        gradients = [rng.standard_normal(v.shape).astype("float32") for v in variables]
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients])
+        for variable, gradient, held in zip(variables, gradients, state, strict=True):
+            weight, velocity, total = held
+            total += gradient
+            if step % (accumulate or 1):
+                continue
+            layer, kind = variable.path.split("/")[-2:]
+            rate, decay = FACTORS.get(layer, PLAIN_FACTORS)[kind == "bias"]
+            diff = total / (accumulate or 1) + decay * 0.02 * weight
+            velocity[...] = momentum * velocity + rate * 0.01 * diff
+            held[0] = weight - velocity
+            total[...] = 0
+    for variable, (weight, _, _) in zip(variables, state, strict=True):
+        found = keras.ops.convert_to_numpy(variable)
+        np.testing.assert_allclose(
+            found, weight, rtol=0, atol=1e-6 * np.abs(weight).max()
+        )
+
+
+def test_the_optimizer_of_caffe_is_rebuilt_from_what_it_says():
+    optimizer = CaffeSGD(0.5, 0.25, decay=0.125, factors=FACTORS)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.get_config() == optimizer.get_config()
+    assert type(again) is CaffeSGD
+
+
+def test_biases_learn_twice_as_fast_and_in_alexnet_those_of_the_scores_only():
+    for name, trunk in (
+        ("voc-fcn8s", SCORE_FACTORS),
+        ("voc-fcn-alexnet", PLAIN_FACTORS),
+    ):
+        backbone = "alexnet" if "alexnet" in name else "vgg16"
+        model = keras_fcn.fcn(backbone, 8, width=1 / 64)
+        keras_fcn.compile_reference(model, name)
+        found = {
+            layer.name: tuple(
+                tuple(model.optimizer._factors_of(weight)) for weight in layer.weights
+            )
+            for layer in model.layers
+            if layer.weights
+        }
+        scores = {layer for layer in found if layer.startswith("score_")}
+        assert len(scores) == 3
+        assert {found[layer] for layer in scores} == {SCORE_FACTORS}
+        assert {found[layer] for layer in found.keys() - scores} == {trunk}
+
+
+def test_the_losses_of_two_heads_are_added():
+    model = keras_fcn.fcn("vgg16", 32, {"sem": 5, "geo": 3}, width=1 / 64)
+    keras_fcn.compile_reference(model, "siftflow-fcn32s")
+    picture = np.zeros((1, 30, 20, 3), "float32")
+    truth = {"sem": np.full((1, 30, 20), 2), "geo": np.full((1, 30, 20), 1)}
+    truth["geo"][:, :10] = 255
+    loss = model.evaluate(picture, truth, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(600 * np.log(5) + 400 * np.log(3), rel=1e-5)
+
+
+def test_every_recipe_begins_with_a_checkpoint_that_exists():
+    known = manifest.list_checkpoints()
+    for name, recipe in RECIPES.items():
+        assert recipe.start in known, name
+
+
+def test_an_unknown_recipe_is_an_error_that_names_near_ones():
+    model = keras_fcn.fcn("vgg16", 32, 2, width=1 / 64)
+    with pytest.raises(ValueError, match="no recipe 'fcn8s'.*voc-fcn8s"):
+        keras_fcn.compile_reference(model, "fcn8s")
