@@ -7,6 +7,8 @@ beside the length of the file read. Files of random weights are written first, t
 temporary folder that needs 4 GB. Linux only.
 """
 
+import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import keras  # noqa: E402
 from caffemodels import caffe_layers, caffemodel  # noqa: E402
 
-from keras_fcn import models  # noqa: E402
+from keras_fcn import models, porting  # noqa: E402
 
 # As in the manifest, where a hash would refuse random weights: {name: options}.
 NETS = {
@@ -43,6 +45,9 @@ with contextlib.redirect_stdout(io.StringIO()):
 LOAD = """
 model = keras_fcn.load_checkpoint({output!r})
 """
+FROM_CACHE = """
+model = keras_fcn.load_checkpoint({name!r})
+"""
 END = """
 seconds = time.perf_counter() - began
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -60,7 +65,9 @@ def write(name, path):
 def measure(what, program, file):
     """Runs a program in a process of its own and prints its row."""
     command = [sys.executable, "-c", START + program + END]
-    done = subprocess.run(command, capture_output=True, text=True)
+    cache = {"KERAS_FCN_CACHE": str(file.parent), "KERAS_FCN_OFFLINE": "1"}
+    environment = {**os.environ, **cache}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
     seconds, peak = map(float, done.stdout.splitlines()[-1].split())
@@ -87,6 +94,12 @@ def main():
             command += ["--backbone", "vgg16", *options]
             measure(f"port {name}", PORT.format(command=command), source)
             measure(f"build and load {name}", LOAD.format(output=str(output)), output)
+            cached = output.rename(output.with_name(f"{name}.h5"))
+            record = {**porting.measure(cached), "source": None}  # trusted by hand
+            cached.with_suffix(".json").write_text(json.dumps(record))
+            measure(
+                "the same from the cache, hashed", FROM_CACHE.format(name=name), cached
+            )
 
 
 if __name__ == "__main__":
