@@ -14,7 +14,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "keras_fcn"
 FLOORS = [
     ["geometry", "labels", "files", "progress", "caffe"],
     ["images", "weights", "manifest", "layers", "metrics", "download"],
-    ["features", "porting", "hub", "datasets.folder", "evaluation", "training"],
+    [
+        "features",
+        "porting",
+        "hub",
+        "datasets.folder",
+        "datasets.hha",
+        "evaluation",
+        "training",
+    ],
     ["backbones", "summary", "checkpoints"],
     ["models"],
     ["cli"],

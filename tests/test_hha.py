@@ -1,0 +1,127 @@
+"""HHA on planes whose distance, height and angle are known in closed form."""
+
+import numpy as np
+import pytest
+
+from keras_fcn.datasets.hha import NYUD_CAMERA, NYUD_CROPPED, Camera, encode, gravity
+
+SHAPE = (85, 112)
+CAMERA = Camera((52.0, 51.0), (57.3, 41.9))
+
+
+def rays(shape=SHAPE, camera=CAMERA):
+    y, x = np.mgrid[: shape[0], : shape[1]] + 1.0
+    (fx, fy), (cx, cy) = camera
+    return np.stack([(x - cx) / fx, (y - cy) / fy, np.ones(shape)], axis=-1)
+
+
+def tilted(degrees):
+    """Where gravity points in a camera that looks down by so many degrees."""
+    radians = np.radians(degrees)
+    return np.array([0, np.cos(radians), np.sin(radians)])
+
+
+def distance(normal, offset):
+    """Depth of the plane of points p with normal . p = offset; infinite behind."""
+    along = rays() @ np.asarray(normal, float)
+    return np.where(along > 1e-9, offset / np.where(along > 1e-9, along, 1), np.inf)
+
+
+def room(degrees, floor=1.2, wall=3.0, ceiling=None):
+    """Depth of a room, its points in cm, and which plane each pixel sees."""
+    down = tilted(degrees)
+    ahead = np.array([0, -np.sin(np.radians(degrees)), np.cos(np.radians(degrees))])
+    planes = [distance(down, floor), distance(ahead, wall)]
+    if ceiling:
+        planes.append(distance(-down, ceiling))
+    depth = np.min(planes, axis=0)
+    return depth, 100 * rays() * depth[..., None], np.argmin(planes, axis=0)
+
+
+def inside(seen, plane, margin=4):
+    """Pixels of a plane whose neighbours are all of that plane."""
+    same = np.ones(seen.shape, bool)
+    for dy in range(-margin, margin + 1):
+        for dx in range(-margin, margin + 1):
+            same &= np.roll(seen, (dy, dx), (0, 1)) == plane
+    border = np.zeros(seen.shape, bool)
+    border[margin:-margin, margin:-margin] = True
+    return same & border
+
+
+@pytest.mark.parametrize("degrees", [0, 5, 14, -8])
+def test_a_room_has_the_disparity_height_and_angles_that_geometry_says(degrees):
+    depth, points, seen = room(degrees, ceiling=0.9)
+    found = encode(depth, CAMERA).astype(float)
+    disparity = np.minimum(31_000 / np.maximum(100 * depth, 100), 255)
+    np.testing.assert_allclose(found[..., 0], disparity, rtol=0, atol=0.51)
+    height = -(points @ tilted(degrees))
+    wanted = np.clip(height - height.min(), 0, 255)
+    np.testing.assert_allclose(found[..., 1], wanted, rtol=0, atol=1.5)
+    for plane, angle in enumerate((38, 128, 218)):
+        where = inside(seen, plane)
+        assert where.sum() > 100
+        np.testing.assert_allclose(found[where][:, 2], angle, rtol=0, atol=1)
+
+
+def test_above_a_table_the_ground_is_taken_to_be_130_cm_below():
+    depth, points, _ = room(0, floor=0.6)
+    found = encode(depth, CAMERA)[..., 1].astype(float)
+    wanted = np.clip(130 - points[..., 1], 0, 255)
+    # The edge between floor and wall bends gravity by half a degree.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=4)
+
+
+def test_a_slanted_plane_has_its_angle_beside_a_floor_that_outweighs_it():
+    slope = np.array([0.0, 0.5, np.sqrt(0.75)])  # 60 degrees from a level floor
+    planes = [distance([0, 1, 0], 1.2), distance(slope, 2.5)]
+    depth, seen = np.min(planes, axis=0), np.argmin(planes, axis=0)
+    depth = np.minimum(depth, 50)
+    down = gravity(np.tile([0.0, 1.0, 0.0], (10, 1)))
+    np.testing.assert_allclose(down, [0, 1, 0], atol=1e-9)
+    found = encode(depth, CAMERA)
+    where = inside(seen, 1)
+    assert where.sum() > 100
+    tilt = found[inside(seen, 0)][:, 2].astype(float).mean() - 38
+    np.testing.assert_allclose(found[where][:, 2].astype(float), 98, atol=2 + abs(tilt))
+
+
+def test_missing_pixels_do_not_bend_the_normals_around_them():
+    depth, _, seen = room(5)
+    missing = np.zeros(SHAPE, bool)
+    missing[60:64, 40:44] = True
+    spoiled = np.where(missing, 0.3, depth)
+    clean = encode(depth, CAMERA)
+    where = inside(seen, 0) & ~missing
+    found = encode(spoiled, CAMERA, missing)[where][:, 2].astype(int)
+    assert np.abs(found - clean[where][:, 2]).max() <= 1
+    found = encode(spoiled, CAMERA)[where][:, 2].astype(int)
+    assert np.abs(found - clean[where][:, 2]).max() > 20
+
+
+def test_where_no_normal_is_known_the_angle_is_zero_as_in_matlab():
+    missing = np.ones(SHAPE, bool)
+    found = encode(np.full(SHAPE, 2.0), CAMERA, missing)
+    assert not found[..., 2].any()
+    assert (found[..., 0] == 155).all()
+
+
+def test_gravity_lies_across_walls_where_there_is_no_floor():
+    rng, down = np.random.default_rng(0), tilted(12)
+    across = np.cross(down, rng.standard_normal((500, 3)))
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    np.testing.assert_allclose(gravity(across), down, atol=1e-9)
+    np.testing.assert_array_equal(gravity(np.full((5, 3), np.nan)), [0, 1, 0])
+
+
+def test_the_cropped_camera_sees_the_same_rays():
+    whole = rays((480, 640), NYUD_CAMERA)[45:470, 40:600]
+    np.testing.assert_allclose(rays((425, 560), NYUD_CROPPED), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "depth", [np.zeros((4, 4)), np.ones(4), np.full((4, 4), np.nan)]
+)
+def test_what_is_no_depth_map_is_refused(depth):
+    with pytest.raises(ValueError, match="expected .height, width., in metres"):
+        encode(depth)
