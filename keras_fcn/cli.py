@@ -77,6 +77,16 @@ def _parser():
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser(
+        "upper-bound", help="what a stride costs: masks against themselves, coarser"
+    )
+    command.add_argument("masks", help="folder of masks: grey or palette PNG")
+    add_relabel(command)
+    command.add_argument(
+        "--factors", type=int, nargs="+", default=(128, 64, 32, 16, 8, 4)
+    )
+    command.set_defaults(run=_upper_bound)
+
+    command = commands.add_parser(
         "train",
         help="train a net on a folder",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -407,6 +417,35 @@ def _evaluate(options):
     _print_scores(result, known.names if known else range(classes))
     if options.json:
         _write_json(options.json, result)
+
+
+def _upper_bound(options):
+    import numpy as np
+
+    from keras_fcn import evaluation, metrics
+    from keras_fcn.datasets import folder
+    from keras_fcn.labels import VOID
+
+    if min(options.factors) < 1:
+        raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
+    masks = folder.masks(options.masks)
+    relabel = dict(options.relabel)
+    counts = folder.label_counts([(None, mask) for mask in masks], relabel=relabel)
+    classes = 1 + max((label for label in range(VOID) if counts[label]), default=0)
+    matrices = {factor: np.zeros((classes, classes), int) for factor in options.factors}
+    for mask in _track(masks, "Coarsening"):
+        truth = folder.read_mask(mask, relabel=relabel)
+        for factor, matrix in matrices.items():
+            coarse = evaluation.coarsen(truth, factor, classes)
+            matrix += metrics.confusion_matrix(truth, coarse, classes)
+    print(
+        f"factor  pixel accuracy  mean accuracy  mean IU  f.w. IU ({len(masks)} masks)"
+    )
+    for factor, matrix in matrices.items():
+        found = metrics.scores(matrix)
+        names = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou")
+        numbers = [100 * found[name] for name in names]
+        print("{:6} {:15.1f} {:14.1f} {:8.1f} {:8.1f}".format(factor, *numbers))
 
 
 def _print_scores(result, names):

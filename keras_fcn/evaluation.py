@@ -89,6 +89,30 @@ def evaluate(model, batches, *, progress=None):
     }
 
 
+def coarsen(labels, factor, num_classes):
+    """Down- and upsamples a label map: each cell gets its most frequent label.
+
+    What a net would answer that is right but for its stride, as in the experiment on
+    upper bounds (Long et al., 2015, arXiv appendix A).
+
+    Args:
+        labels: (height, width) integers, 255 for void, which does not vote.
+        factor: Pixels per cell, along each side.
+        num_classes: Labels are 0 to `num_classes - 1`.
+
+    Returns:
+        (height, width) uint8; cells of nothing but void are 0.
+    """
+    height, width = labels.shape
+    rows, columns = -(-height // factor), -(-width // factor)
+    cells = np.full((rows * factor, columns * factor), VOID, np.uint8)
+    cells[:height, :width] = labels
+    cells = cells.reshape(rows, factor, columns, factor)
+    votes = [(cells == label).sum(axis=(1, 3)) for label in range(num_classes)]
+    most = np.argmax(votes, axis=0).astype(np.uint8)
+    return most.repeat(factor, axis=0).repeat(factor, axis=1)[:height, :width]
+
+
 def _once(batches):
     # Python's own loop over an object with __getitem__ ends at an IndexError, which
     # a PyDataset need not raise.

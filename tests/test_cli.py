@@ -218,3 +218,14 @@ def test_list_writes_classes_as_convert_takes_them(capsys):
 def test_a_net_of_two_heads_is_not_evaluated_on_one_folder_of_masks(capsys, street):
     assert main(["evaluate", *street, "--checkpoint", "vgg16-8s-siftflow"]) == 2
     assert "has the heads sem, geo; expected a net of one" in capsys.readouterr().err
+
+
+def test_upper_bounds_fall_with_the_factor_and_are_whole_at_one(capsys, street):
+    factors = ["--factors", "1", "4", "16"]
+    assert main(["upper-bound", street[1], "--relabel", "9=255", *factors]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["1", "4", "16"]
+    assert rows[0][1:] == ["100.0"] * 4
+    mean_iou = [float(row[3]) for row in rows]
+    assert mean_iou == sorted(mean_iou, reverse=True)
+    assert mean_iou[-1] < 95

@@ -220,3 +220,26 @@ def test_a_net_of_several_heads_is_refused(model):
     heads = keras.Model(model.input, {"a": model.output, "b": model.output}, name="two")
     with pytest.raises(ValueError, match="two has several heads; expected one output"):
         evaluate(heads, batches_of(SIZES))
+
+
+# Upper bounds
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (7, 13), (1, 1), (5, 3)])
+@pytest.mark.parametrize("factor", [1, 2, 4, 16])
+def test_a_coarser_label_map_holds_the_most_frequent_label_of_each_cell(shape, factor):
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 2, 3, 255], shape)
+    found = evaluation.coarsen(labels, factor, 4)
+    assert (found.shape, found.dtype) == (shape, np.uint8)
+    for y in range(0, shape[0], factor):
+        for x in range(0, shape[1], factor):
+            cell = labels[y : y + factor, x : x + factor]
+            votes = np.bincount(cell[cell != 255], minlength=4)
+            assert (found[y : y + factor, x : x + factor] == votes.argmax()).all()
+
+
+def test_labels_that_fill_whole_cells_lose_nothing():
+    labels = np.kron(np.random.default_rng(0).integers(0, 9, (4, 5)), np.ones((8, 8)))
+    np.testing.assert_array_equal(evaluation.coarsen(labels, 8, 9), labels)
+    assert (evaluation.coarsen(labels, 16, 9) != labels).any()

@@ -59,6 +59,29 @@ def pairs(image_folder, mask_folder):
     return found
 
 
+def masks(folder):
+    """Returns the paths of a folder's masks, sorted by name.
+
+    Raises:
+        FileNotFoundError: If the folder is missing or has none.
+    """
+    return _files(folder, MASK_SUFFIXES, "masks")
+
+
+def read_mask(path, *, relabel=None):
+    """Reads a mask as `images.read_labels` does, (height, width) uint8.
+
+    Args:
+        path: Of the mask.
+        relabel: Labels to replace, `{in the file: to return}`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no mask.
+    """
+    return _relabel_table(relabel)[images.read_labels(path)]
+
+
 def check(pairs, num_classes, *, relabel=None):
     """Reads every mask once and makes sure that a model can be trained on it.
 
@@ -120,9 +143,8 @@ def one_by_one(pairs, *, relabel=None):
         An image, (1, height, width, 3) float32, RGB, 0-255, and its labels,
         (1, height, width) int32.
     """
-    table = _relabel_table(relabel)
     for image, mask in pairs:
-        labels = table[images.read_labels(mask)]
+        labels = read_mask(mask, relabel=relabel)
         yield np.float32(images.read_image(image))[None], np.int32(labels)[None]
 
 
