@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import keras  # noqa: E402
 from caffemodels import caffe_layers, caffemodel  # noqa: E402
 
-from keras_fcn import models, porting  # noqa: E402
+from keras_fcn import files, models  # noqa: E402
 
 # As in the manifest, where a hash would refuse random weights: {name: options}.
 NETS = {
@@ -95,7 +95,7 @@ def main():
             measure(f"port {name}", PORT.format(command=command), source)
             measure(f"build and load {name}", LOAD.format(output=str(output)), output)
             cached = output.rename(output.with_name(f"{name}.h5"))
-            record = {**porting.measure(cached), "source": None}  # trusted by hand
+            record = {**files.measure(cached), "source": None}  # trusted by hand
             cached.with_suffix(".json").write_text(json.dumps(record))
             measure(
                 "the same from the cache, hashed", FROM_CACHE.format(name=name), cached

@@ -295,7 +295,7 @@ def _net(name):
 def _fetch(options):
     import keras
 
-    from keras_fcn import checkpoints, manifest, models, porting
+    from keras_fcn import checkpoints, files, manifest, models
 
     for name in options.names:
         path = checkpoints.path_of(name)
@@ -306,7 +306,7 @@ def _fetch(options):
             trust = options.trust_first_download
             checkpoint = checkpoints.Checkpoint(entry, None, name, trust)
             path = checkpoints.locate(model, checkpoint)
-        found = porting.measure(path)
+        found = files.measure(path)
         print(f"{name}: {path}, {found['bytes']:,} bytes, sha256 {found['sha256']}")
 
 
@@ -588,7 +588,7 @@ def _convert(options):
     from rich.table import Table
     from rich.text import Text  # which takes "[" for what it is
 
-    from keras_fcn import models, porting, weights
+    from keras_fcn import files, models, porting, weights
 
     entry, output = _entry_of(options), pathlib.Path(options.output)
     with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
@@ -611,7 +611,7 @@ def _convert(options):
         table.add_row(Text(row.source), theirs, row.layer, ours, row.action)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     entry["parameters"] = sum(map(math.prod, weights.shapes(model).values()))
-    entry["file"] = {"name": output.name, **porting.measure(output)}
+    entry["file"] = {"name": output.name, **files.measure(output)}
     if foreign:
         original = weights.metadata(output)["original"]
         entry["caffemodel"] = {**entry.get("caffemodel", {}), **original}

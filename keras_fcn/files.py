@@ -1,14 +1,17 @@
-"""Writes files that appear whole or not at all, and survive a power cut."""
+"""Writes files that appear whole or not at all, and tells files apart."""
 
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import pathlib
 import secrets
 import shutil
 import time
 
+DIGESTS = ("sha256", "sha1", "md5")
+BLOCK = 2**20  # bytes
 ORPHAN_SECONDS = 3600  # an unfinished file this old has no owner left
 
 
@@ -75,3 +78,24 @@ def _sync_folder(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def measure(path, digests=DIGESTS[:1]):
+    """Returns the length and the hashes of a file: `{"bytes": ..., "sha256": ...}`.
+
+    Args:
+        path: Of the file.
+        digests: Any of `DIGESTS`.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in digests}
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            for value in hashes.values():
+                value.update(block)
+        length = file.tell()
+    return {"bytes": length} | {
+        kind: value.hexdigest() for kind, value in hashes.items()
+    }

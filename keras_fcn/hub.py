@@ -6,7 +6,6 @@ is fetched once more, then refused.
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from keras_fcn.download import (
     retry,
     status_error,
 )
+from keras_fcn.files import DIGESTS, measure
 
 try:
     import fcntl
@@ -39,7 +39,6 @@ FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{,199}"
 COMMIT = r"[0-9a-f]{40}"
 SHA256 = r"[0-9a-f]{64}"
 HUB_FIELDS = {"repo", "revision", "file", "bytes", "sha256"}
-DIGESTS = ("sha256", "sha1", "md5")
 ORPHAN_SECONDS = 3600  # what an unfinished transfer left this long ago has no owner
 # Exceptions of the Hub's client, by name: their library differs between its versions.
 FINAL = {"OfflineModeIsEnabled", "TooManyRedirects", "UnsupportedProtocol"}
@@ -440,15 +439,7 @@ def _verified(get, expected, url, root):
 
 def _measure(path, digests=DIGESTS[:1]):
     """Length and hashes of a regular file; nothing of anything else."""
-    if not path.is_file():  # a FIFO would keep us waiting
-        return {}
-    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in digests}
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            for value in hashes.values():
-                value.update(block)
-        length = file.tell()
-    return {"bytes": length} | {kind: h.hexdigest() for kind, h in hashes.items()}
+    return measure(path, digests) if path.is_file() else {}  # a FIFO would never end
 
 
 def _agrees(found, expected):

@@ -3,12 +3,12 @@
 import copy
 import difflib
 import functools
-import hashlib
 import pathlib
 import tomllib
 
 import numpy as np
 
+from keras_fcn.files import measure
 from keras_fcn.labels import LABEL_SETS, LabelSet, voc_colormap
 
 _HERE = pathlib.Path(__file__).parent
@@ -123,7 +123,7 @@ def shipped(name):
     """
     file = checkpoint_info(name)["file"]
     path = folder() / file["name"]
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = measure(path)["sha256"]
     if found != file["sha256"]:
         raise ValueError(
             f"{path} has sha256 {found}; expected {file['sha256']}. Install keras_fcn "

@@ -5,10 +5,8 @@ One rule serves all nets: a layer of the source fills the layer of that name, "/
 the source and left out. Whatever is missing, left over or different fails the port.
 """
 
-import hashlib
 import json
 import math
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -16,12 +14,12 @@ import keras
 import numpy as np
 
 from keras_fcn import caffe, weights
+from keras_fcn.files import DIGESTS, measure
 from keras_fcn.layers import BilinearUpsampling, bilinear_line
 
 # Of a manifest's entry. The rest changes when a port is published and measured, and the
 # same source shall give the same bytes.
 FACTS = ("model", "input", "labels", "license", "trained_on")
-DIGESTS = ("sha256", "sha1", "md5")
 KERAS_SUFFIXES = (".h5", ".hdf5")
 # keras.applications.VGG16, whose weights are those of the Caffe net.
 KERAS_VGG16 = {
@@ -98,24 +96,6 @@ def port(source, output, model, *, metadata=None, expected=None, progress=None):
     ported = _ported(arrays, weights.shapes(model), progress)
     weights.save_arrays(ported, output, metadata=facts)
     return rows
-
-
-def measure(path, digests=("sha256",)):
-    """Returns the length and the hashes of a file: `{"bytes": ..., "sha256": ...}`.
-
-    Args:
-        path: The file.
-        digests: Any of `DIGESTS`.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    with open(path, "rb") as file:
-        found = {"bytes": file.seek(0, os.SEEK_END)}
-        for kind in digests:
-            file.seek(0)
-            found[kind] = hashlib.file_digest(file, kind).hexdigest()
-    return found
 
 
 def _check_hashes(source, expected):

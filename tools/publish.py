@@ -119,7 +119,7 @@ def _publish(options):
     if not options.dry_run:
         revision = _push(options, output, name)
         facts = {"repo": options.repo, "revision": revision, "file": weights.name}
-        entry["hub"] = {**facts, **porting.measure(weights)}
+        entry["hub"] = {**facts, **files.measure(weights)}
         _complete_manifest(options.checkpoint, name, entry)
 
 
