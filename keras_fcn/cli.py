@@ -57,6 +57,7 @@ def _parser():
     command = commands.add_parser("predict", help="segment pictures")
     command.add_argument("inputs", nargs="+", help="image files, and folders of them")
     _add_checkpoint(command)
+    _add_looks(command)
     command.add_argument("--output", default="segmented", help="folder (%(default)s)")
     command.set_defaults(run=_predict)
 
@@ -72,6 +73,7 @@ def _parser():
     command = commands.add_parser("evaluate", help="score a net on a folder")
     _add_folders(command)
     _add_checkpoint(command)
+    _add_looks(command)
     add_relabel(command)
     command.add_argument("--json", help="file to write the scores to")
     command.set_defaults(run=_evaluate)
@@ -114,6 +116,20 @@ def _add_checkpoint(command):
         default=DEMO_CHECKPOINT,
         help="a name that `keras-fcn list` prints, an .h5 file, or hf://owner/repo "
         "(%(default)s)",
+    )
+
+
+def _add_looks(command):
+    command.add_argument(
+        "--mirror", action="store_true", help="look at the mirror image, too"
+    )
+    command.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=(1,),
+        metavar="FACTOR",
+        help="sizes to look at, such as 0.75 1 1.5: slower, a little better (1)",
     )
 
 
@@ -321,7 +337,7 @@ def _predict(options):
     sets = manifest.label_sets(entry)
     for source, target in _track(jobs, "Segmenting"):
         picture = images.read_image(source)
-        result = segment(model, picture)
+        result = segment(model, picture, mirror=options.mirror, scales=options.scales)
         for head, found in (
             result if isinstance(result, dict) else {"": result}
         ).items():
@@ -412,7 +428,12 @@ def _evaluate(options):
         folder.check(pairs, classes, relabel=relabel)
         model = models.load_checkpoint(options.checkpoint)
     batches = folder.one_by_one(pairs, relabel=relabel)
-    result = evaluation.evaluate(model, _track(batches, "Evaluating", total=len(pairs)))
+    result = evaluation.evaluate(
+        model,
+        _track(batches, "Evaluating", total=len(pairs)),
+        mirror=options.mirror,
+        scales=options.scales,
+    )
     known = manifest.label_sets(entry).get("")
     _print_scores(result, known.names if known else range(classes))
     if options.json:

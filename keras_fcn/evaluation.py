@@ -8,14 +8,19 @@ from keras_fcn.labels import VOID
 from keras_fcn.metrics import confusion_matrix, scores
 
 
-def segment(model, image):
+def segment(model, image, *, mirror=False, scales=(1,)):
     """Segments one picture of any size.
+
+    With `mirror` or several `scales` the net looks that many times, and the mean of its
+    class probabilities decides.
 
     Args:
         model: A net with preprocessing and one output, such as
             `keras_fcn.FCN8s("googlenet", weights="camvid")`.
         image: A path (EXIF rotation is applied), a PIL image, or a uint8 array
             (height, width, 3), RGB, or (height, width), grey.
+        mirror: Whether to look at the mirror image, too.
+        scales: Factors of the picture's size to look at it at.
 
     Returns:
         (height, width) uint8 labels; for a net of several heads, a dict of them.
@@ -33,14 +38,13 @@ def segment(model, image):
             "it with include_preprocessing=True, or call model.predict yourself."
         )
     picture = read_image(image)
-    logits = model.predict_on_batch(picture[None].astype("float32"))
-    labels = decode_segmentation(logits)
+    labels = _labels(model, picture[None].astype("float32"), mirror, scales)
     if isinstance(labels, dict):
         return {head: x[0] for head, x in labels.items()}
     return labels[0]
 
 
-def evaluate(model, batches, *, progress=None):
+def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
     """Scores a net on a data set, with one confusion matrix for the whole of it.
 
     Args:
@@ -48,6 +52,8 @@ def evaluate(model, batches, *, progress=None):
         batches: An iterable of (images, labels): (batch, height, width, 3) RGB 0-255
             and (batch, height, width) integers, or with a last axis of 1, 255 for
             void. A `keras.utils.PyDataset` is read once.
+        mirror: As in `segment`.
+        scales: As in `segment`.
         progress: Called with the number of batches done, after each.
 
     Returns:
@@ -73,7 +79,7 @@ def evaluate(model, batches, *, progress=None):
                 f"Batch {done - 1} holds labels {np.unique(stray)[:5].tolist()}; "
                 f"expected 0 to {classes - 1}, or {VOID} for void."
             )
-        prediction = decode_segmentation(model.predict_on_batch(pictures))
+        prediction = _labels(model, pictures, mirror, scales)
         if truth.ndim == prediction.ndim + 1:
             truth = truth.squeeze(axis=-1)
         matrix += confusion_matrix(truth, prediction, classes)
@@ -87,6 +93,42 @@ def evaluate(model, batches, *, progress=None):
         "confusion_matrix": matrix.tolist(),
         "images": images,
     }
+
+
+def _labels(model, pictures, mirror, scales):
+    """Labels of a batch, (batch, height, width), or a dict of them."""
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales={scales} was given; expected factors above 0.")
+    if not mirror and tuple(scales) == (1,):
+        return decode_segmentation(model.predict_on_batch(pictures))
+    size, looks = pictures.shape[1:3], []
+    for scale in scales:
+        scaled = _resize(pictures, [max(1, round(scale * length)) for length in size])
+        for step in (1, -1) if mirror else (1,):
+            logits = model.predict_on_batch(scaled[:, :, ::step])
+            looks.append(
+                keras.tree.map_structure(
+                    # Only now at full size, and one after the other: they are large.
+                    lambda x, step=step: _resize(_softmax(x)[:, :, ::step], size),
+                    logits,
+                )
+            )
+    return decode_segmentation(keras.tree.map_structure(lambda *x: sum(x), *looks))
+
+
+def _resize(array, size):
+    if tuple(array.shape[1:3]) == tuple(size):
+        return array
+    resized = keras.ops.image.resize(
+        np.ascontiguousarray(array), size, antialias=True, data_format="channels_last"
+    )
+    return keras.ops.convert_to_numpy(resized)
+
+
+def _softmax(logits):
+    logits = np.float32(keras.ops.convert_to_numpy(logits))
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def coarsen(labels, factor, num_classes):

@@ -1,9 +1,10 @@
 import keras
 import numpy as np
+import oracle
 import pytest
 from PIL import Image
 
-from keras_fcn import evaluation
+from keras_fcn import evaluation, models
 from keras_fcn.evaluation import evaluate, segment
 from keras_fcn.layers import Preprocess
 
@@ -243,3 +244,73 @@ def test_labels_that_fill_whole_cells_lose_nothing():
     labels = np.kron(np.random.default_rng(0).integers(0, 9, (4, 5)), np.ones((8, 8)))
     np.testing.assert_array_equal(evaluation.coarsen(labels, 8, 9), labels)
     assert (evaluation.coarsen(labels, 16, 9) != labels).any()
+
+
+# Several looks
+
+
+BLOCKS = np.random.default_rng(1).choice([0, 255], (3, 4, 3)).astype(np.uint8)
+BLOCKS = BLOCKS.repeat(40, axis=0).repeat(40, axis=1)[:113, :150]
+
+
+def random_net(heads=8):
+    """A narrow net, the same on every backend."""
+    model = models.fcn("alexnet", 8, heads, width=1 / 16)
+    oracle.draw(model)
+    return model
+
+
+def test_with_the_mirror_image_left_and_right_are_treated_alike():
+    model = random_net()
+    picture = BLOCKS
+    found = segment(model, picture, mirror=True)
+    mirrored = segment(model, picture[:, ::-1].copy(), mirror=True)
+    assert len(np.unique(found)) > 1
+    assert (found == mirrored[:, ::-1]).mean() > 0.99  # rounding may break a tie
+    assert (segment(model, picture) != found).any()
+
+
+def test_the_mean_probability_of_all_looks_decides():
+    model = random_net({"a": 3, "b": 4})
+    picture = np.random.default_rng(1).integers(0, 256, (37, 50, 3)).astype("float32")
+    small = np.asarray(
+        keras.ops.convert_to_numpy(
+            keras.ops.image.resize(picture, (28, 38), antialias=True)
+        )
+    )
+    looks = []
+    for image in (picture, picture[:, ::-1], small, small[:, ::-1]):
+        logits = model.predict_on_batch(image[None])
+        looks.append({h: _probabilities(x[0]) for h, x in logits.items()})
+    found = segment(model, picture.astype(np.uint8), mirror=True, scales=(1, 0.75))
+    for head, labels in found.items():
+        back = [
+            look[head][:, ::step] for look, step in zip(looks, (1, -1) * 2, strict=True)
+        ]
+        back = [
+            keras.ops.convert_to_numpy(keras.ops.image.resize(x.copy(), (37, 50)))
+            for x in back
+        ]
+        wanted = np.sum(back, axis=0).argmax(axis=-1)
+        assert (labels == wanted).mean() > 0.99
+
+
+def _probabilities(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def test_scales_that_are_none_are_refused():
+    picture = np.zeros((9, 9, 3), np.uint8)
+    for scales in ((), (0,), (1, -1)):
+        with pytest.raises(ValueError, match="expected factors above 0"):
+            segment(random_net(), picture, scales=scales)
+
+
+def test_an_evaluation_with_several_looks_scores_what_they_say():
+    model, rng = random_net(), np.random.default_rng(1)
+    picture = rng.integers(0, 256, (37, 50, 3)).astype(np.uint8)
+    labels = segment(model, picture, mirror=True, scales=(1, 1.5))
+    batch = np.float32(picture)[None], labels[None]
+    found = evaluate(model, [batch], mirror=True, scales=(1, 1.5))
+    assert found["pixel_accuracy"] == 1
