@@ -603,9 +603,11 @@ def _by_hand(name, entry):
     else:
         facts, url = entry["caffemodel"], entry["caffemodel"]["url"]
         path = cache_folder() / _file_name(url)
-    lines = [
-        f"By hand: put {url} ({_facts(facts) or 'no hash is published'}) at {path}"
-    ]
+    size = []
+    if "bytes" not in facts and "parameters" in entry:  # 4 bytes each, and a little
+        size = [f"about {4e-6 * entry['parameters']:,.0f} MB"]
+    known = ", ".join([*size, _facts(facts) or "no hash is published"])
+    lines = [f"By hand: put {url} ({known}) at {path}"]
     if "caffemodel" in entry:
         file = _file_name(entry["caffemodel"]["url"])
         lines.append(
