@@ -353,9 +353,7 @@ def _write_pictures(target, head, picture, found, known):
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = f"{target.name}-{head}" if head else target.name
     color = images.colorize(found, known.palette)
-    overlay = images.overlay(picture, found, known.palette)
-    if known.names:
-        overlay = images.legend(overlay, known.names, known.palette, found)
+    overlay = images.illustrate(picture, found, known.names, known.palette)
     images.save_labels(target.with_name(f"{stem}-labels.png"), found, known.palette)
     images.save_image(target.with_name(f"{stem}-color.png"), color)
     images.save_image(target.with_name(f"{stem}-overlay.png"), overlay)
@@ -418,12 +416,6 @@ def _evaluate(options):
     entry = models.checkpoint_entry(options.checkpoint)
     relabel = dict(options.relabel)
     classes = manifest.num_classes(entry)
-    if isinstance(classes, dict):
-        raise ValueError(
-            f"{options.checkpoint} has the heads {', '.join(classes)}; expected a net "
-            "of one, as a folder holds one mask per image. Use keras_fcn.evaluate with "
-            "keras.Model(model.inputs, model.output[head])."
-        )
     with _busy(f"Loading {options.checkpoint}, checking {len(pairs)} masks"):
         folder.check(pairs, classes, relabel=relabel)
         model = models.load_checkpoint(options.checkpoint)
@@ -451,7 +443,9 @@ def _upper_bound(options):
         raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
     masks = folder.masks(options.masks)
     relabel = dict(options.relabel)
-    counts = folder.label_counts([(None, mask) for mask in masks], relabel=relabel)
+    with _busy(f"Reading {len(masks)} masks"):
+        pairs = [(mask, mask) for mask in masks]  # of themselves
+        counts = folder.label_counts(pairs, relabel=relabel)
     classes = 1 + max((label for label in range(VOID) if counts[label]), default=0)
     matrices = {factor: np.zeros((classes, classes), int) for factor in options.factors}
     for mask in _track(masks, "Coarsening"):

@@ -101,6 +101,7 @@ def _labels(model, pictures, mirror, scales):
         raise ValueError(f"scales={scales} was given; expected factors above 0.")
     if not mirror and tuple(scales) == (1,):
         return decode_segmentation(model.predict_on_batch(pictures))
+    pictures = keras.ops.convert_to_numpy(pictures)  # PyTorch cannot step backwards
     size, looks = pictures.shape[1:3], []
     for scale in scales:
         scaled = _resize(pictures, [max(1, round(scale * length)) for length in size])

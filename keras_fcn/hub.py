@@ -120,7 +120,9 @@ def fetch_repository(address):
     name = repo.replace("/", "--").lower()[:100]
     note = cache_folder() / f"{name}@{revision}.json"
     known = _read_json(note)
-    known = known if isinstance(known, dict) and HUB_FIELDS <= known.keys() else None
+    sound = isinstance(known, dict) and HUB_FIELDS <= known.keys()
+    if not sound or known["repo"] != repo:  # a--b/c and a/b--c share a name
+        known = None
     if known is None or not re.fullmatch(COMMIT, revision):
         try:
             hub = _hub_file(repo, revision)
@@ -263,6 +265,8 @@ def _hub_file(repo, revision):
             f"{url} has these .h5 files: {names}; expected one, in Git LFS, which "
             "knows its hash. Publish it with tools/publish.py."
         )
+    if re.fullmatch(COMMIT, revision) and info.sha != revision:
+        raise ValueError(f"{url} is of commit {info.sha!r}, expected {revision}.")
     (file,) = files
     facts = {"file": file.rfilename, "bytes": file.size, "sha256": file.lfs.sha256}
     return {"repo": repo, "revision": info.sha, **facts}

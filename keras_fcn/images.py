@@ -88,14 +88,14 @@ def read_labels(path):
             f"`{path}` is a {image.format} file, and such files do not keep labels. "
             "Export the mask anew from its source, as PNG."
         )
-    step = _grey_step(image)
+    layout = image.tile
     image = _load(image, path)
     if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
         raise ValueError(
             f"`{path}` holds {image.mode} pixels, not one label index per pixel. "
             "Turn its colours into indices and save those with `save_labels`."
         )
-    labels = np.array(image) // step
+    labels = np.array(image) // _grey_step(layout)
     if labels.min() < 0 or labels.max() > 255:
         raise ValueError(
             f"`{path}` holds the values {labels.min()} to {labels.max()}, but labels "
@@ -129,6 +129,25 @@ def decode_segmentation(logits):
             "or (batch, height, width, classes), as the model gives them."
         )
     return scores.argmax(-1).astype(np.uint8 if scores.shape[-1] <= 256 else np.uint16)
+
+
+def illustrate(image, labels, names=(), palette=None):
+    """Lays the labels' colours over the image and adds a legend of those that occur.
+
+    Args:
+        image: Whatever `read_image` takes.
+        labels: (height, width) integers, of the image's size.
+        names: The class names, in output order; no legend without them.
+        palette: (classes, 3) RGB, 0-255; by default the PASCAL VOC colour map.
+
+    Returns:
+        (height or more, width or more, 3) uint8, RGB.
+
+    Raises:
+        ValueError: As `overlay` and `legend` do.
+    """
+    picture = overlay(image, labels, palette)
+    return legend(picture, names, palette, labels) if len(names) else picture
 
 
 def colorize(labels, palette=None):
@@ -349,11 +368,16 @@ def _check_size(image, name):
         )
 
 
-def _grey_step(image):
-    """Returns what Pillow multiplies greys of 2 and 4 bits by, so that 255 is white."""
-    raw_mode = image.tile[0].args
-    raw_mode = raw_mode if isinstance(raw_mode, str) else raw_mode[0]
-    return {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
+def _grey_step(layout):
+    """Returns what Pillow multiplies greys of 2 and 4 bits by, so that 255 is white.
+
+    Args:
+        layout: The `tile` of the image before it was loaded.
+    """
+    for part in layout:
+        raw_mode = part.args if isinstance(part.args, str) else part.args[0]
+        return {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
+    return 1
 
 
 def _load(image, name):

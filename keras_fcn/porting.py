@@ -144,11 +144,9 @@ def _match(source, model, drop):
     for name, (_, wanted) in slots.items():
         problems.append(f"{name} {shown(wanted.values())} is missing")
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems[:5])
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
             f"{source} does not hold the weights of {model.name}; nothing was written:"
-            f"{listed}{more}\nDescribe the net that the file is for."
+            f"{weights.listed(problems)}\nDescribe the net that the file is for."
         )
     return rows, arrays
 

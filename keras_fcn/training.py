@@ -158,6 +158,7 @@ class CaffeSGD(keras.optimizers.SGD):
             rate of 0 keeps a layer as it is.
         default_factors: Of all other layers; biases of the reference nets learn twice
             as fast and do not decay.
+        name: Of the optimizer.
         kwargs: Keras' own, as in `keras.optimizers.SGD`.
     """
 
@@ -209,6 +210,8 @@ def compile_reference(model, name):
     keras_fcn.compile_reference(model, "voc-fcn32s")
     model.fit(batches, epochs=1, steps_per_epoch=RECIPES["voc-fcn32s"].iterations)
     ```
+
+    Learned upsampling is trained like the kernels; the reference's was fixed.
 
     Args:
         model: A net that `fcn` or `late_fusion` built. The losses of several heads are

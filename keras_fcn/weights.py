@@ -461,13 +461,21 @@ def _compare(wanted, found):
         if n in found and wanted[n] != found[n]
     ]
     if rows:
-        listed = "".join(f"\n  {row}" for row in rows[:5])
-        more = f"\n  and {len(rows) - 5} more" if len(rows) > 5 else ""
         raise ValueError(
-            f"it does not hold the weights of this model; nothing was loaded:{listed}"
-            f"{more}\nBuild the net that the file is for, or copy what fits with "
-            "keras_fcn.transplant."
+            "it does not hold the weights of this model; nothing was loaded:"
+            f"{listed(rows)}\nBuild the net that the file is for, or copy what fits "
+            "with keras_fcn.transplant."
         )
+
+
+def listed(rows):
+    """Returns the first five of some lines, indented, and how many more there are.
+
+    Args:
+        rows: List of strings.
+    """
+    more = [f"and {len(rows) - 5} more"] if len(rows) > 5 else []
+    return "".join(f"\n  {row}" for row in [*rows[:5], *more])
 
 
 def printable(name):

@@ -1,28 +1,16 @@
 """Writes .caffemodel files for nets of this package, in both of Caffe's formats."""
 
-import importlib.util
-import pathlib
-
 import keras
 import numpy as np
+import scripts
 from golden import golden
 
 from keras_fcn.caffe import Layer
 from keras_fcn.layers import BilinearUpsampling
 
-ROOT = pathlib.Path(__file__).parent.parent
 V1_TYPES = {**golden.V1_TYPES, "LRN": 15, "Pooling": 17, "ReLU": 18}
-
-
-def _fuzzer():
-    path = ROOT / "benchmarks" / "fuzz_caffemodel.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzzer = _fuzzer()  # its writer says anything that the wire format can say
+# Its writer says anything that the wire format can say.
+fuzzer = scripts.load("benchmarks/fuzz_caffemodel.py")
 
 
 def caffemodel(layers, version=2):

@@ -1,5 +1,4 @@
 import contextlib
-import importlib.util
 import io
 import os
 import pathlib
@@ -11,23 +10,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scripts
+from golden import golden
 
 from keras_fcn import caffe
 from keras_fcn.caffe import Layer, modernize, read_caffemodel, to_keras
 
-TESTS = pathlib.Path(__file__).parent
-FUZZER = TESTS.parent / "benchmarks" / "fuzz_caffemodel.py"
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden = load(TESTS / "golden" / "golden.py")
-fuzzer = load(FUZZER)  # its writer says anything that the wire format can say
+FUZZER = scripts.ROOT / "benchmarks" / "fuzz_caffemodel.py"
+fuzzer = scripts.load(FUZZER)  # its writer says anything that the wire format can say
 data, doubles, legacy, shape = fuzzer.data, fuzzer.doubles, fuzzer.legacy, fuzzer.shape
 field, integer, v1, v2 = fuzzer.field, fuzzer.integer, fuzzer.v1_layer, fuzzer.v2_layer
 

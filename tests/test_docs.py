@@ -43,7 +43,13 @@ def test_the_ten_lines_of_the_readme_run(monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_nets_of_the_readme_build():
     (block,) = [b for b in blocks(ROOT / "README.md") if "late_fusion" in b]
-    exec(compile(block, "README.md", "exec"), {})
+    names = {}
+    first, *nets = block.strip().splitlines()
+    exec(first, names)
+    built = [eval(net, names) for net in nets if net]
+    assert len(built) == 6
+    for model in built:
+        assert model.count_params() > 30e6, model.name
 
 
 def test_the_training_script_of_the_docs_runs(tmp_path, monkeypatch):

@@ -312,5 +312,7 @@ def test_an_evaluation_with_several_looks_scores_what_they_say():
     picture = rng.integers(0, 256, (37, 50, 3)).astype(np.uint8)
     labels = segment(model, picture, mirror=True, scales=(1, 1.5))
     batch = np.float32(picture)[None], labels[None]
-    found = evaluate(model, [batch], mirror=True, scales=(1, 1.5))
-    assert found["pixel_accuracy"] == 1
+    tensors = tuple(map(keras.ops.convert_to_tensor, batch))
+    for batches in ([batch], [tensors]):
+        found = evaluate(model, batches, mirror=True, scales=(1, 1.5))
+        assert found["pixel_accuracy"] == 1

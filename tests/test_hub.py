@@ -1257,6 +1257,25 @@ def test_without_the_hub_a_branch_is_what_it_was_and_that_is_said(
         hub.fetch_repository("hf://fcn/new")
 
 
+def test_repositories_whose_names_are_written_alike_are_not_mixed_up(site, monkeypatch):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here)
+    hub.fetch_repository("hf://fcn/voc")
+    (note,) = here.cache.glob("*.json")
+    note.rename(note.with_name("fcn--a--b@main.json"))  # of fcn/a--b or fcn--a/b
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="hf://fcn--a/b could not be fetched"):
+        hub.fetch_repository("hf://fcn--a/b")
+
+
+def test_a_commit_for_which_the_hub_describes_another_is_refused(site):
+    here = site("hub")
+    wanted = "7" * 40
+    here.server.files[BRANCH.replace("main", wanted)] = described(here)
+    with pytest.raises(ValueError, match=f"{REVISION}', expected {wanted}"):
+        hub.fetch_repository(f"hf://fcn/voc@{wanted}")
+
+
 def test_wrong_bytes_of_a_repository_are_refused(site):
     here = site("hub")
     here.server.files[BRANCH] = described(here, sha256="0" * 64)

@@ -427,6 +427,13 @@ def test_grey_masks_are_the_values_in_the_file_whatever_their_bits(write, bits):
     np.testing.assert_array_equal(read_labels(write(png, "mask.png")), labels)
 
 
+def test_a_mask_without_pixels_is_damaged(write):
+    header = struct.pack(">IIBBBBB", 7, 5, 8, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match=r"mask\.png` cannot be decoded"):
+        read_labels(write(png, "mask.png"))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
 def test_masks_of_anything_but_indices_are_refused(write, mode):
     format = "TIFF" if mode in ("CMYK", "F") else "PNG"

@@ -1,11 +1,10 @@
 """tools/publish.py, against a Hub on loopback that takes what its client pushes."""
 
-import importlib.util
-import pathlib
 import tomllib
 
 import numpy as np
 import pytest
+import scripts
 import servers
 from caffemodels import caffe_layers, caffemodel
 from huggingface_hub import HfApi, ModelCard, constants
@@ -15,18 +14,7 @@ import keras_fcn
 from keras_fcn import manifest, models
 from keras_fcn.datasets import folder
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def _tool():
-    path = ROOT / "tools" / "publish.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-publish = _tool()
+publish = scripts.load("tools/publish.py")
 
 
 @pytest.fixture
@@ -182,6 +170,34 @@ def test_what_cannot_be_published_is_said_before_anything_is_written(
     assert run(trained, "--repo", "me/net", "--output", output, *wrong) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--checkpoint", "vgg16-8s-voc"], "does not hold the weights"),
+        (["--picture", "absent.jpg"], "absent.jpg"),
+        (["--evaluate", "absent", "absent", "--split", "val"], "absent` is no folder"),
+    ],
+)
+def test_files_that_will_not_do_are_found_before_anything_is_written(
+    wrong, message, trained, tmp_path, capsys
+):
+    output = tmp_path / "out"
+    terms = [] if "--checkpoint" in wrong else ["--license", "MIT"]
+    assert run(trained, "--repo", "me/net", "--output", output, *terms, *wrong) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_net_of_two_heads_is_not_evaluated_on_one_folder(street, tmp_path, capsys):
+    path = tmp_path / "heads.h5"
+    models.save_checkpoint(
+        models.fcn("alexnet", 32, {"a": 2, "b": 3}, width=1 / 64), path
+    )
+    options = ["--repo", "me/net", "--license", "MIT", "--evaluate", *street]
+    assert run(path, *options, "--split", "val", "--output", tmp_path / "out") == 2
+    assert "has the heads a, b; expected a net of one" in capsys.readouterr().err
 
 
 def test_a_push_that_is_refused_keeps_what_was_to_be_pushed(

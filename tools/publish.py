@@ -28,6 +28,7 @@ from keras_fcn import (
     models,
     porting,
     progress,
+    weights,
 )
 from keras_fcn.datasets import folder
 
@@ -104,22 +105,22 @@ def _publish(options):
         )
     name = options.checkpoint or options.repo.rpartition("/")[2]
     entry = _entry(options)
+    pairs = _pairs(options, entry)
+    photograph = images.read_image(options.picture) if options.picture else None
     output = options.output or pathlib.Path("published", name)
-    output.mkdir(parents=True, exist_ok=True)
-    weights = output / f"{name}.h5"
-    _write_weights(options, entry, weights)
-    model = models.load_checkpoint(options.checkpoint or weights, weights=weights)
-    if options.evaluate:
-        entry["measured"] = _measure(model, entry, options)
+    path = output / f"{name}.h5"
+    model = _write_weights(options, entry, path)
+    if pairs:
+        entry["measured"] = _measure(model, pairs, options)
     if options.picture:
-        _draw(model, entry, options.picture, output / "example.png")
+        _draw(model, entry, photograph, output / "example.png")
     text = card(name, entry, options.repo, picture=bool(options.picture))
     files.write_bytes(output / "README.md", text.encode())
     print(f"Wrote {output}: {', '.join(sorted(p.name for p in output.iterdir()))}")
     if not options.dry_run:
         revision = _push(options, output, name)
-        facts = {"repo": options.repo, "revision": revision, "file": weights.name}
-        entry["hub"] = {**facts, **files.measure(weights)}
+        facts = {"repo": options.repo, "revision": revision, "file": path.name}
+        entry["hub"] = {**facts, **files.measure(path)}
         _complete_manifest(options.checkpoint, name, entry)
 
 
@@ -149,22 +150,35 @@ def _entry(options):
 
 
 def _write_weights(options, entry, path):
+    """Ports or copies the weights, and returns the net that holds them."""
+    model = models.build(entry)
     if options.source.suffix in porting.KERAS_SUFFIXES:
+        weights.load(model, options.source)  # before anything is written
+        path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as target, open(options.source, "rb") as source:
             shutil.copyfileobj(source, target)
-        return
-    expected = entry.get("caffemodel", {})
+        return model
+    path.parent.mkdir(parents=True, exist_ok=True)
     with progress.reporting(f"Porting {options.source}") as report:
-        model = models.build(entry)
+        expected = entry.get("caffemodel", {})
         given = {"metadata": entry, "expected": expected, "progress": report}
         porting.port(options.source, path, model, **given)
+    weights.load(model, path)
+    return model
 
 
-def _measure(model, entry, options):
+def _pairs(options, entry):
+    """Finds and checks what to evaluate on; empty if nothing is asked for."""
+    if not options.evaluate:
+        return []
     pairs = folder.pairs(*options.evaluate)
-    relabel = dict(options.relabel)
-    folder.check(pairs, manifest.num_classes(entry), relabel=relabel)
-    batches = folder.one_by_one(pairs, relabel=relabel)
+    classes = manifest.num_classes(entry)
+    folder.check(pairs, classes, relabel=dict(options.relabel))
+    return pairs
+
+
+def _measure(model, pairs, options):
+    batches = folder.one_by_one(pairs, relabel=dict(options.relabel))
     with progress.reporting("Evaluating") as report:
         found = evaluation.evaluate(
             model, batches, progress=lambda done: report(done, len(pairs))
@@ -174,8 +188,7 @@ def _measure(model, entry, options):
     return {"split": options.split, "version": version, **scores}
 
 
-def _draw(model, entry, photograph, path):
-    picture = images.read_image(photograph)
+def _draw(model, entry, picture, path):
     found = evaluation.segment(model, picture)
     sets = manifest.label_sets(entry)
     if isinstance(found, dict):  # the first head stands for all
@@ -184,9 +197,7 @@ def _draw(model, entry, photograph, path):
     else:
         known = sets.get("")
     known = known or labels.LabelSet((), labels.voc_colormap())
-    drawn = images.overlay(picture, found, known.palette)
-    if known.names:
-        drawn = images.legend(drawn, known.names, known.palette, found)
+    drawn = images.illustrate(picture, found, known.names, known.palette)
     images.save_image(path, drawn)
 
 

@@ -100,6 +100,12 @@ def check(pairs, num_classes, *, relabel=None):
     """
     if not pairs:
         raise ValueError("There are no pairs; expected one image and mask at least.")
+    if isinstance(num_classes, dict):
+        raise ValueError(
+            f"The net has the heads {', '.join(num_classes)}; expected a net of one, "
+            "as a folder holds one mask per image. Use keras_fcn.evaluate with "
+            "keras.Model(model.inputs, model.output[head])."
+        )
     table = _relabel_table(relabel)
     valid = (table < num_classes) | (table == VOID)
     sizes, wrong = [], {}
