@@ -262,7 +262,7 @@ def compile_modern(
     learning_rate=6e-4,
     weight_decay=0.05,
     class_weights=None,
-    averaging=0.998,
+    averaging=0.1,
     scores=("pixel_accuracy", "mean_iou"),
 ):
     """Compiles a net for people's own data: AdamW, warm-up, cosine decay, averaging.
@@ -273,8 +273,9 @@ def compile_modern(
         learning_rate: Its peak, after a twentieth of the steps.
         weight_decay: Of AdamW; biases have none.
         class_weights: One number per class, as `balanced_weights` gives; or None.
-        averaging: Momentum of the average of the weights that `fit` leaves in the
-            model at its end; None for none.
+        averaging: The share of the steps over which the average of the weights reaches
+            back that `fit` leaves in the model at its end: a momentum of
+            1 - 1 / (averaging * steps). None for none.
         scores: To follow, as in `SegmentationScores`.
     """
     warmup = max(1, steps // 20)
@@ -289,7 +290,7 @@ def compile_modern(
         weight_decay=weight_decay,
         global_clipnorm=1.0,  # nets without normalisation: one bad batch is enough
         use_ema=averaging is not None,
-        ema_momentum=averaging or 0.0,
+        ema_momentum=1 - 1 / max(1, averaging * steps) if averaging else 0.0,
     )
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     classes = model.output_shape[-1]

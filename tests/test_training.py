@@ -148,6 +148,13 @@ def test_weights_decay_and_biases_do_not():
     np.testing.assert_array_equal(bias, before[1])
 
 
+def test_the_average_forgets_where_a_training_began_be_it_ever_so_short():
+    for steps in (10, 500, 4000):
+        model = linear()
+        compile_modern(model, steps)
+        assert model.optimizer.ema_momentum**steps < np.exp(-9.9)
+
+
 # Going on
 
 
