@@ -1,13 +1,17 @@
 """The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
-import json
+import functools
 import math
 import pathlib
 import sys
+import warnings
 
-from keras_fcn import progress
+from keras_fcn import cli_data, progress
+from keras_fcn.cli_data import numbers
+from keras_fcn.progress import busy, track
 
+BACKBONES, STRIDES = ("alexnet", "vgg16", "googlenet"), (32, 16, 8, 4)
 DEMO_CHECKPOINT = "googlenet-8s-camvid"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -23,7 +27,10 @@ def main(arguments=None):
     """
     parsed = _parser().parse_args(arguments)
     try:
-        return parsed.run(parsed) or 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", module=r"keras_fcn\b")
+            warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+            return parsed.run(parsed) or 0
     except KeyboardInterrupt:
         print("keras-fcn: stopped.", file=sys.stderr)
         return 130
@@ -33,6 +40,14 @@ def main(arguments=None):
     return 2
 
 
+def _warn(others, message, category, filename, *place):
+    """Says a warning of this package in one sentence, and passes on all others."""
+    if issubclass(category, UserWarning) and "keras_fcn" in filename:
+        print(f"keras-fcn: warning: {message}", file=sys.stderr)
+    else:
+        others(message, category, filename, *place)
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="keras-fcn", description="Fully convolutional networks for segmentation."
@@ -40,7 +55,7 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="the checkpoints that exist")
-    command.add_argument("--backbone", choices=("alexnet", "vgg16", "googlenet"))
+    command.add_argument("--backbone", choices=BACKBONES)
     command.set_defaults(run=_list)
 
     command = commands.add_parser(
@@ -70,33 +85,32 @@ def _parser():
     )
     command.set_defaults(run=_fetch)
 
-    command = commands.add_parser("evaluate", help="score a net on a folder")
-    _add_folders(command)
+    command = commands.add_parser("evaluate", help="score a net on labelled pictures")
+    cli_data.add_data(command)
     _add_checkpoint(command)
     _add_looks(command)
-    add_relabel(command)
-    command.add_argument("--json", help="file to write the scores to")
-    command.set_defaults(run=_evaluate)
+    command.add_argument("--json", help="file to write the record to")
+    command.set_defaults(run=cli_data.evaluate)
 
     command = commands.add_parser(
-        "upper-bound", help="what a stride costs: masks against themselves, coarser"
+        "upper-bound", help="what a stride costs: labels against themselves, coarser"
     )
-    command.add_argument("masks", help="folder of masks: grey or palette PNG")
-    add_relabel(command)
+    cli_data.add_data(command)
     command.add_argument(
         "--factors", type=int, nargs="+", default=(128, 64, 32, 16, 8, 4)
     )
-    command.set_defaults(run=_upper_bound)
+    command.set_defaults(run=cli_data.upper_bound)
 
-    command = commands.add_parser(
-        "train",
-        help="train a net on a folder",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    _add_folders(command)
-    add_relabel(command)
-    _add_training(command)
-    command.set_defaults(run=_train)
+    command = commands.add_parser("train", help="train a net on labelled pictures")
+    cli_data.add_data(command)
+    cli_data.add_training(command, BACKBONES, STRIDES)
+    command.set_defaults(run=cli_data.train)
+
+    command = commands.add_parser("prepare", help="build a data set of the paper's")
+    command.add_argument("name", help="such as voc2011, or camvid")
+    command.add_argument("--data-dir", help="where data sets are prepared")
+    command.add_argument("--manual-dir", help="folder of archives that you have")
+    command.set_defaults(run=cli_data.prepare)
 
     command = commands.add_parser(
         "convert", help="port a .caffemodel, or the VGG16 of keras.applications"
@@ -105,8 +119,9 @@ def _parser():
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("check-data", help="what may be wrong with a folder")
-    _add_folders(command)
-    command.set_defaults(run=_check_data)
+    command.add_argument("images", help="folder of images")
+    command.add_argument("masks", help="folder of masks: grey or palette PNG")
+    command.set_defaults(run=cli_data.check_data)
     return parser
 
 
@@ -133,52 +148,13 @@ def _add_looks(command):
     )
 
 
-def _add_folders(command):
-    command.add_argument("images", help="folder of images")
-    command.add_argument("masks", help="folder of masks: grey or palette PNG")
-
-
-def add_relabel(command):
-    """Adds `--relabel` to a command's `argparse.ArgumentParser`."""
-    command.add_argument(
-        "--relabel",
-        type=_relabelling,
-        nargs="+",
-        default=[],
-        metavar="FROM=TO",
-        help="labels to replace at reading, such as 11=255 for void",
-    )
-
-
-def _add_training(command):
-    add = command.add_argument
-    add("--output", required=True, help="folder for the model, the log and the state")
-    add("--backbone", default="googlenet", choices=("alexnet", "vgg16", "googlenet"))
-    add("--stride", type=int, default=8, choices=(32, 16, 8, 4))
-    add("--labels", help="name of a label set, such as camvid")
-    add("--classes", nargs="+", metavar="NAME", help="class names, in label order")
-    add("--init", help="checkpoint or .h5 file whose weights to start from")
-    add("--validation", nargs=2, metavar=("IMAGES", "MASKS"), help="folders to score")
-    add("--epochs", type=int, default=60)
-    add("--batch-size", type=int, default=6)
-    add("--crop", type=int, default=256, help="pixels along each side")
-    add("--scale", type=float, nargs=2, default=(0.7, 2.0), help="range of the zoom")
-    add("--color", type=float, default=0.4, help="change of brightness and the like")
-    add("--no-mirror", action="store_true", help="for scenes with a left and a right")
-    add("--learning-rate", type=float, default=6e-4)
-    add("--balance", type=float, default=0.5, help="0 (none) to 1 (median frequency)")
-    add("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    add("--seed", type=int, default=1)
-    add("--resume", action="store_true", help="go on where the output folder stops")
-
-
 def _add_convert(command):
     add = command.add_argument
     add("source", help=".caffemodel, or the .h5 file of keras.applications' VGG16")
     add("--output", required=True, help=".h5 file to write")
     net = command.add_mutually_exclusive_group(required=True)
     net.add_argument("--checkpoint", help="what it is: a name in `keras-fcn list`")
-    net.add_argument("--backbone", choices=("alexnet", "vgg16", "googlenet"))
+    net.add_argument("--backbone", choices=BACKBONES)
     kinds = command.add_mutually_exclusive_group()
     for kind, what in (
         ("classifier", "it is an ImageNet net, no FCN"),
@@ -188,34 +164,15 @@ def _add_convert(command):
         kinds.add_argument(
             f"--{kind}", dest="builder", action="store_const", const=const, help=what
         )
-    add("--stride", type=int, choices=(32, 16, 8, 4), help="pixels")
+    add("--stride", type=int, choices=STRIDES, help="pixels")
     add("--num-classes", type=_classes, metavar="N", help="or sem=33,geo=3")
     add("--input-channels", type=int, choices=(3, 4), help="4: colour and depth")
-    add("--skip-scales", type=_numbers, metavar="pool4=0.01,pool3=0.0001")
+    add("--skip-scales", type=numbers, metavar="pool4=0.01,pool3=0.0001")
     add("--upsampling", choices=("bilinear", "learned"), help="bilinear is checked")
 
 
-def _numbers(text, number=float):
-    try:
-        return {
-            name: number(value)
-            for name, value in (item.split("=") for item in text.split(","))
-        }
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not of the form name=number,name=number"
-        ) from None
-
-
 def _classes(text):
-    return int(text) if text.isdecimal() else _numbers(text, int)
-
-
-def _relabelling(text):
-    before, separator, after = text.partition("=")
-    if not (separator and before.isdigit() and after.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 11=255")
-    return int(before), int(after)
+    return int(text) if text.isdecimal() else numbers(text, int)
 
 
 def _list(options):
@@ -332,10 +289,10 @@ def _predict(options):
 
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
     entry = models.checkpoint_entry(options.checkpoint)
-    with _busy(f"Loading {options.checkpoint}"):
+    with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(options.checkpoint)
     sets = manifest.label_sets(entry)
-    for source, target in _track(jobs, "Segmenting"):
+    for source, target in track(jobs, "Segmenting"):
         picture = images.read_image(source)
         result = segment(model, picture, mirror=options.mirror, scales=options.scales)
         for head, found in (
@@ -406,195 +363,6 @@ def _jobs(inputs, output):
             )
         taken[target] = source
     return [(source, target) for target, source in taken.items()]
-
-
-def _evaluate(options):
-    from keras_fcn import evaluation, manifest, models
-    from keras_fcn.datasets import folder
-
-    pairs = folder.pairs(options.images, options.masks)
-    entry = models.checkpoint_entry(options.checkpoint)
-    relabel = dict(options.relabel)
-    classes = manifest.num_classes(entry)
-    with _busy(f"Loading {options.checkpoint}, checking {len(pairs)} masks"):
-        folder.check(pairs, classes, relabel=relabel)
-        model = models.load_checkpoint(options.checkpoint)
-    batches = folder.one_by_one(pairs, relabel=relabel)
-    result = evaluation.evaluate(
-        model,
-        _track(batches, "Evaluating", total=len(pairs)),
-        mirror=options.mirror,
-        scales=options.scales,
-    )
-    known = manifest.label_sets(entry).get("")
-    _print_scores(result, known.names if known else range(classes))
-    if options.json:
-        _write_json(options.json, result)
-
-
-def _upper_bound(options):
-    import numpy as np
-
-    from keras_fcn import evaluation, metrics
-    from keras_fcn.datasets import folder
-    from keras_fcn.labels import VOID
-
-    if min(options.factors) < 1:
-        raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
-    masks = folder.masks(options.masks)
-    relabel = dict(options.relabel)
-    with _busy(f"Reading {len(masks)} masks"):
-        pairs = [(mask, mask) for mask in masks]  # of themselves
-        counts = folder.label_counts(pairs, relabel=relabel)
-    classes = 1 + max((label for label in range(VOID) if counts[label]), default=0)
-    matrices = {factor: np.zeros((classes, classes), int) for factor in options.factors}
-    for mask in _track(masks, "Coarsening"):
-        truth = folder.read_mask(mask, relabel=relabel)
-        for factor, matrix in matrices.items():
-            coarse = evaluation.coarsen(truth, factor, classes)
-            matrix += metrics.confusion_matrix(truth, coarse, classes)
-    print(
-        f"factor  pixel accuracy  mean accuracy  mean IU  f.w. IU ({len(masks)} masks)"
-    )
-    for factor, matrix in matrices.items():
-        found = metrics.scores(matrix)
-        names = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou")
-        numbers = [100 * found[name] for name in names]
-        print("{:6} {:15.1f} {:14.1f} {:8.1f} {:8.1f}".format(factor, *numbers))
-
-
-def _print_scores(result, names):
-    for name, iou in zip(names, result["iou"], strict=True):
-        print(f"  {name!s:20} {'absent' if math.isnan(iou) else f'{100 * iou:5.1f}'}")
-    print(
-        f"pixel accuracy {100 * result['pixel_accuracy']:.2f}, "
-        f"mean accuracy {100 * result['mean_accuracy']:.2f}, "
-        f"mean IU {100 * result['mean_iou']:.2f}, "
-        f"f.w. IU {100 * result['fw_iou']:.2f} ({result['images']} images)"
-    )
-
-
-def _write_json(path, result):
-    from keras_fcn.files import write_bytes
-
-    # NaN is no JSON: a class that does not occur has no score
-    lists = {
-        key: [None if isinstance(x, float) and math.isnan(x) else x for x in value]
-        if isinstance(value, list)
-        else value
-        for key, value in result.items()
-    }
-    write_bytes(path, json.dumps(lists, indent=2).encode())
-
-
-def _train(options):
-    import keras
-
-    from keras_fcn import evaluation, models, training, weights
-    from keras_fcn.datasets import folder
-
-    output = pathlib.Path(options.output)
-    state = output / "state.npz"
-    _check_resume(state, options.resume)
-    keras.utils.set_random_seed(options.seed)
-    keras.config.set_dtype_policy(options.precision)
-    pairs = folder.pairs(options.images, options.masks)
-    relabel = dict(options.relabel)
-    with _busy(f"Checking {len(pairs)} masks"):
-        counts = folder.label_counts(pairs, relabel=relabel)
-        names = _class_names(options.labels, options.classes, counts)
-        train, validation = _batches(options, pairs, len(names))
-    with _busy(f"Building {options.backbone}-{options.stride}s"):
-        model = models.fcn(options.backbone, options.stride, len(names))
-        if options.init:
-            stayed = weights.transplant(models.load_checkpoint(options.init), model)
-            print(f"From {options.init}, all but {', '.join(stayed) or 'nothing'}")
-    training.compile_modern(
-        model,
-        options.epochs * len(train),
-        learning_rate=options.learning_rate,
-        class_weights=training.balanced_weights(counts[: len(names)], options.balance),
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    first = training.restore(model, state) if options.resume else 0
-    train.seek(first)
-    model.fit(
-        train,
-        initial_epoch=first,
-        epochs=options.epochs,
-        shuffle=False,
-        verbose=0,
-        validation_data=validation,
-        validation_freq=math.ceil(options.epochs / 10),
-        callbacks=[
-            keras.callbacks.SwapEMAWeights(),
-            keras.callbacks.TerminateOnNaN(),
-            training.Snapshots(state),
-            keras.callbacks.CSVLogger(output / "log.csv", append=options.resume),
-            training.ProgressBar(),
-        ],
-    )
-    facts = {"labels": options.labels or {"names": list(names)}}
-    models.save_checkpoint(model, output / "model.h5", facts=facts)
-    print(f"Wrote {output / 'model.h5'}")
-    if validation:
-        batches = folder.one_by_one(validation.pairs, relabel=relabel)
-        batches = _track(batches, "Evaluating", total=len(validation.pairs))
-        result = evaluation.evaluate(model, batches)
-        _print_scores(result, names)
-        _write_json(output / "scores.json", result)
-
-
-def _check_resume(state, resume):
-    if resume and not state.exists():
-        raise FileNotFoundError(
-            f"{state} does not exist; expected the state of a training to go on with. "
-            "Leave out --resume, or name the --output folder of that training."
-        )
-    if state.exists() and not resume:
-        raise ValueError(
-            f"{state} is the state of an earlier training; expected a new folder. Pass "
-            "--resume to go on with it, or another --output."
-        )
-
-
-def _class_names(labels, classes, counts):
-    from keras_fcn.labels import LABEL_SETS, VOID
-
-    if labels and classes:
-        raise ValueError("Both --labels and --classes were given; expected one.")
-    if labels and labels not in LABEL_SETS:
-        raise ValueError(
-            f"--labels {labels} is no label set; expected one of "
-            f"{', '.join(LABEL_SETS)}. Name classes of your own with --classes."
-        )
-    if labels:
-        return LABEL_SETS[labels].names
-    found = max((label for label in range(VOID) if counts[label]), default=0)
-    return classes or [f"class {label}" for label in range(found + 1)]
-
-
-def _batches(options, pairs, classes):
-    from keras_fcn.datasets.folder import FolderBatches
-    from keras_fcn.datasets.folder import pairs as find_pairs
-
-    relabel = dict(options.relabel)
-    train = FolderBatches(
-        pairs,
-        classes,
-        batch_size=options.batch_size,
-        crop=(options.crop, options.crop),
-        scale=options.scale,
-        mirror=not options.no_mirror,
-        color=(options.color,) * 3,
-        relabel=relabel,
-        seed=options.seed,
-        cache=True,
-    )
-    if not options.validation:
-        return train, None
-    found = find_pairs(*options.validation)
-    return train, FolderBatches(found, classes, relabel=relabel, shuffle=False)
 
 
 def _convert(options):
@@ -677,23 +445,3 @@ def _described(builder, backbone, given):
     known = manifest.checkpoint_info(f"{backbone}-imagenet")
     drop = {"drop": known["drop"]} if "drop" in known else {}
     return {"model": {"backbone": backbone}, "input": data, **drop}
-
-
-def _check_data(options):
-    from keras_fcn.datasets import folder
-
-    with progress.reporting("Reading") as show:
-        report = folder.inspect(options.images, options.masks, progress=show)
-    print(folder.summary(report))
-    return 1 if report["warnings"] else 0
-
-
-def _busy(what):
-    from rich.console import Console
-
-    return Console(stderr=True).status(f"{what} ...")
-
-
-def _track(items, what, total=None):
-    with progress.bar() as bar:
-        yield from bar.track(items, total=total, description=what)

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_fcn.labels import VOID
 
+SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou")
 _LOW = 20  # bits that a metric's low counts keep
 
 
@@ -46,21 +47,35 @@ def confusion_matrix(truth, prediction, num_classes, void=VOID):
     return matrix.reshape(num_classes, num_classes)
 
 
-def scores(matrix):
+def scores(matrix, classes=None):
     """Computes the paper's scores from a confusion matrix (section 5).
 
     A mean leaves out the classes for which it is 0/0: for accuracy those absent from
-    the truth, for IU those absent from truth and prediction (score.py).
+    the truth, for IU those absent from truth and prediction (score.py). So a class that
+    the truth does not have costs nothing until one pixel is taken for it, and from then
+    on has IU 0.
 
     Args:
         matrix: (classes, classes) counts, rows true, columns predicted.
+        classes: Indices of those that enter `mean_accuracy` and `mean_iou`, such as
+            `present(matrix)`; all if None. Pixels of the others count as ever, as
+            misses or as false alarms, and in the two other scores.
 
     Returns:
         A dict of floats, 0 to 1: `pixel_accuracy`, `mean_accuracy`, `mean_iou`,
         `fw_iou`; and of lists `iou` and `accuracy`, one number per class, NaN where
         it is 0/0. All are NaN for an empty matrix.
+
+    Raises:
+        ValueError: If `classes` names one that the matrix does not have.
     """
     matrix = np.asarray(matrix, "float64")
+    classes = np.arange(len(matrix)) if classes is None else np.asarray(classes, int)
+    if classes.size and not 0 <= classes.min() <= classes.max() < len(matrix):
+        raise ValueError(
+            f"The means of classes {classes.min()} to {classes.max()} were asked for; "
+            f"expected 0 to {len(matrix) - 1}, those of the matrix."
+        )
     hits, truth, found = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid="ignore"):
         accuracy = hits / truth
@@ -68,14 +83,23 @@ def scores(matrix):
         share = truth / truth.sum()
         return {
             "pixel_accuracy": float(hits.sum() / truth.sum()),
-            "mean_accuracy": _mean(accuracy),
-            "mean_iou": _mean(iou),
+            "mean_accuracy": _mean(accuracy[classes]),
+            "mean_iou": _mean(iou[classes]),
             "fw_iou": float((share[truth > 0] * iou[truth > 0]).sum())
             if truth.any()
             else float("nan"),
             "iou": iou.tolist(),
             "accuracy": accuracy.tolist(),
         }
+
+
+def present(matrix):
+    """Returns the classes that the truth has, as a list of indices.
+
+    Args:
+        matrix: (classes, classes) counts, rows true, columns predicted.
+    """
+    return np.flatnonzero(np.sum(matrix, axis=1)).tolist()
 
 
 def _mean(values):
@@ -92,17 +116,16 @@ class SegmentationScores(keras.metrics.Metric):
 
     Args:
         num_classes: Classes of the logits.
-        score: "mean_iou", "pixel_accuracy", "mean_accuracy" or "fw_iou".
+        score: One of `SCORES`.
         void: The label to ignore.
         name: Of the metric; the score's if None.
     """
 
     def __init__(self, num_classes, score="mean_iou", void=VOID, name=None, **kwargs):
         super().__init__(name=name or score, **kwargs)  # Keras' own dtype
-        known = ("mean_iou", "pixel_accuracy", "mean_accuracy", "fw_iou")
-        if score not in known:
+        if score not in SCORES:
             raise ValueError(
-                f"score={score!r} was given; expected one of {', '.join(known)}."
+                f"score={score!r} was given; expected one of {', '.join(SCORES)}."
             )
         self.num_classes, self.score, self.void = num_classes, score, void
         shape = (num_classes, num_classes)

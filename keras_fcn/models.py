@@ -129,6 +129,7 @@ def fcn(
     skip_scales=None,
     input_channels=3,
     include_preprocessing=True,
+    preprocessing=None,
     width=1.0,
 ):
     """Builds a fully convolutional network (Long, Shelhamer & Darrell, 2015).
@@ -151,6 +152,10 @@ def fcn(
         include_preprocessing: Whether the first layer turns RGB 0-255 (and depth in
             millimetres) into what the backbone was trained on. Without it the net
             takes what Caffe's `data` blob holds: BGR minus mean, channels last.
+        preprocessing: What that layer does, where `weights` do not say: the order of
+            the channels and the mean of each in that order, as in the manifest, such
+            as `{"channels": "RGB", "mean": [132.431, 94.076, 118.477]}` for HHA. By
+            default BGR and the mean of the VOC nets.
         width: Scales the channels of the backbone; nets for tests are narrow.
 
     Returns:
@@ -170,7 +175,8 @@ def fcn(
     image = _image("image", input_channels, checkpoint)
     x = image
     if include_preprocessing:
-        x = _preprocess(x, _input(checkpoint, input_channels), "preprocess")
+        data = _input(checkpoint, input_channels, preprocessing)
+        x = _preprocess(x, data, "preprocess")
     taps = BACKBONES[backbone](x, width)
     _check_skip_scales(skip_scales, taps, stride)
     heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
@@ -380,7 +386,7 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
     `load_checkpoint(path)` builds the net again; `fcn(..., weights=path)` too.
 
     Args:
-        model: A net that `fcn` built, trained as you like.
+        model: A net that `fcn` or `late_fusion` built, trained as you like.
         path: The .h5 file to write; it appears whole or not at all.
         facts: What else to say in the file, in the manifest's fields: `labels` (a
             name in `LABEL_SETS`, or `{"names": [...], "palette": [...]}`),
@@ -388,7 +394,7 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
         dtype: On disk, such as "float16" for half the size.
 
     Raises:
-        ValueError: If `fcn` did not build the net, or if weights are not finite.
+        ValueError: If neither built the net, or if weights are not finite.
         OSError: If the file cannot be written.
     """
     metadata = {**describe(model), **(facts or {})}
@@ -401,12 +407,17 @@ def describe(model):
     Everything is read off its layers.
 
     Args:
-        model: A net that `fcn` built.
+        model: A net that `fcn` or `late_fusion` built.
 
     Raises:
         ValueError: If it is another net.
     """
-    found = {layer.name.removesuffix("_bgrd"): layer for layer in model.layers}
+    layers = {layer.name.removesuffix("_bgrd"): layer for layer in model.layers}
+    fused = "score_fused" in layers
+    found = layers
+    if fused:  # both streams are alike
+        first = "color"
+        found = {n.removesuffix(first): x for n, x in layers.items() if first in n}
     backbones = [name for name, first in FIRST_LAYERS.items() if first in found]
     heads = [name.removeprefix("score_fr") for name in found if "score_fr" in name]
     if not backbones or not heads:
@@ -415,30 +426,39 @@ def describe(model):
             "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
         )
     classes = {head[1:]: found[f"score_fr{head}"].filters for head in heads}
-    skips = [name for name in found if name.startswith("fuse_")]
-    scales = {
+    skips = [name for name in layers if name.startswith("fuse_")]
+    learned = any(isinstance(x, keras.layers.Conv2DTranspose) for x in model.layers)
+    arguments = {
+        "backbone": backbones[0],
+        "stride": 32 >> len(skips) // len(heads),
+        "num_classes": classes.get("", classes),
+        "upsampling": "learned" if learned else "bilinear",
+        "include_preprocessing": "preprocess" in found,
+        "width": _width(found, backbones[0]),
+    }
+    if fused:
+        arguments["builder"] = "late_fusion"
+        names = {stream: f"preprocess{stream}" for stream in LATE_FUSION_INPUTS}
+    else:
+        arguments["skip_scales"] = _skip_scales(found, heads) or None
+        arguments["input_channels"] = model.inputs[0].shape[-1]
+        names = {"": "preprocess"}
+    if "preprocess" not in found:
+        return {"model": arguments}
+    inputs = {
+        stream: {"channels": layers[name].channels, "mean": layers[name].mean}
+        for stream, name in names.items()
+    }
+    return {"model": arguments, "input": inputs.get("", inputs)}
+
+
+def _skip_scales(found, heads):
+    return {
         name.removeprefix("scale_").removesuffix(head): found[name].scale
         for head in heads
         for name in found
         if name.startswith("scale_") and name.endswith(head)
     }
-    learned = any(isinstance(x, keras.layers.Conv2DTranspose) for x in model.layers)
-    entry = {
-        "model": {
-            "backbone": backbones[0],
-            "stride": 32 >> len(skips) // len(heads),
-            "num_classes": classes.get("", classes),
-            "upsampling": "learned" if learned else "bilinear",
-            "skip_scales": scales or None,
-            "input_channels": model.inputs[0].shape[-1],
-            "include_preprocessing": "preprocess" in found,
-            "width": _width(found, backbones[0]),
-        }
-    }
-    if "preprocess" in found:
-        layer = found["preprocess"]
-        entry["input"] = {"channels": layer.channels, "mean": layer.mean}
-    return entry
 
 
 FIRST_LAYERS = {"alexnet": "conv1", "vgg16": "conv1_1", "googlenet": "conv1_7x7_s2"}
@@ -469,9 +489,20 @@ def _image(name, channels, checkpoint):
     return Feature(tensor, **drawn)
 
 
-def _input(checkpoint, channels):
-    if checkpoint and "input" in checkpoint.entry:
-        return checkpoint.entry["input"]
+def _input(checkpoint, channels, wanted=None):
+    known = checkpoint and checkpoint.entry.get("input")
+    if known and wanted and known != wanted:
+        raise ValueError(
+            f"The weights were trained on {known} but preprocessing={wanted} was given;"
+            " leave it out."
+        )
+    if wanted and len(wanted["channels"]) != channels:
+        raise ValueError(
+            f"preprocessing={wanted} was given for input_channels={channels}; expected "
+            "as many letters and means."
+        )
+    if known or wanted:
+        return known or wanted
     if channels not in DEFAULT_INPUTS:
         raise ValueError(
             f"input_channels={channels} has no preprocessing; expected 3 (RGB) or 4 "

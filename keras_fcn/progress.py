@@ -42,3 +42,25 @@ def reporting(what, *columns):
     with bar(*columns) as shown:
         task = shown.add_task(what, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+def busy(what):
+    """Returns a context that shows that something is being done.
+
+    Args:
+        what: Such as "Loading the net".
+    """
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{what} ...")
+
+
+def track(items, what):
+    """Yields items, and shows a bar of how many there have been.
+
+    Args:
+        items: A sequence.
+        what: The bar's name.
+    """
+    with bar() as shown:
+        yield from shown.track(items, description=what)

@@ -1,42 +1,22 @@
 """Recipes: losses and optimizers for `model.compile`, then plain `model.fit`."""
 
 import difflib
-import pathlib
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_fcn import progress
-from keras_fcn.files import replacing
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
-from keras_fcn.weights import assign_all, to_numpy
-
-# What NumPy's and Python's readers of .npz files raise on damaged ones.
-_DAMAGE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
 class WeightedCrossentropy(keras.losses.Loss):
-    """The mean cross-entropy over the pixels of a batch, weighted by their classes.
+    """The cross-entropy over the pixels of a batch, weighted by their classes.
 
-    The sum of weight times cross-entropy, divided by the sum of the weights.
+    The sum of weight times cross-entropy, divided by the sum of the weights; with
+    `reduction="sum"`, not divided, as the reference's heavy learning has it.
 
     Args:
         weights: One number per class; all 1 if None.
@@ -50,7 +30,7 @@ class WeightedCrossentropy(keras.losses.Loss):
         self.void = void
 
     def call(self, y_true, y_pred):
-        """Returns numbers whose mean is the loss, (batch, height, width).
+        """Returns numbers whose mean, or sum, is the loss, (batch, height, width).
 
         Args:
             y_true: (batch, height, width) labels, or with a last axis of 1.
@@ -66,6 +46,8 @@ class WeightedCrossentropy(keras.losses.Loss):
             table = ops.convert_to_tensor(self.weights, y_pred.dtype)
             weight = weight * ops.take(table, truth)
         loss = ops.sparse_categorical_crossentropy(truth, y_pred, from_logits=True)
+        if self.reduction == "sum":
+            return weight * loss
         mean = ops.mean(weight)
         return weight / ops.where(mean > 0, mean, 1) * loss
 
@@ -89,10 +71,23 @@ def balanced_weights(counts, power=0.5):
     return weights.tolist()
 
 
+# Multipliers of learning rate and decay, (kernel, bias). In the net of FCN-AlexNet no
+# layer of the trunk has any, so Caffe's own hold: 1.
+SCORE_FACTORS = ((1, 1), (2, 0))
+PLAIN_FACTORS = ((1, 1), (1, 1))
+
+
 class Recipe(NamedTuple):
     """How a reference net was trained: its solver.prototxt and solve.py.
 
-    One image a step, at its own size, drawn at random with replacement.
+    One image a step, at its own size, drawn at random with replacement. This is heavy
+    learning; the accumulated one of CVPR 2015, section 4.3, for VGG16 is
+
+    ```python
+    recipe = RECIPES["voc-fcn32s"]._replace(
+        learning_rate=1e-4, momentum=0.9, accumulate=20, normalize=True
+    )
+    ```
 
     Args:
         learning_rate: Fixed. That of biases is twice as high.
@@ -102,6 +97,7 @@ class Recipe(NamedTuple):
         accumulate: Steps whose gradients are averaged before one update.
         normalize: Whether the loss is the mean over the pixels that count, not their
             sum.
+        trunk: Multipliers of the layers that are no score layers.
     """
 
     learning_rate: float
@@ -110,6 +106,7 @@ class Recipe(NamedTuple):
     momentum: float = 0.99
     accumulate: int = 1
     normalize: bool = False
+    trunk: tuple = SCORE_FACTORS
 
 
 # By the folder of shelhamer/fcn.berkeleyvision.org that holds solver and nets.
@@ -118,7 +115,9 @@ RECIPES = {
     "voc-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-voc"),
     "voc-fcn8s": Recipe(1e-14, 100_000, "vgg16-16s-voc"),
     "voc-fcn8s-atonce": Recipe(1e-10, 300_000, "vgg16-imagenet"),
-    "voc-fcn-alexnet": Recipe(1e-4, 100_000, "alexnet-imagenet", 0.9, 20, True),
+    "voc-fcn-alexnet": Recipe(
+        1e-4, 100_000, "alexnet-imagenet", 0.9, 20, True, PLAIN_FACTORS
+    ),
     "nyud-fcn32s-color": Recipe(1e-10, 100_000, "vgg16-imagenet"),
     "nyud-fcn32s-hha": Recipe(1e-10, 100_000, "vgg16-imagenet"),
     "nyud-fcn32s-color-d": Recipe(1e-10, 100_000, "vgg16-imagenet"),
@@ -132,11 +131,6 @@ RECIPES = {
     "pascalcontext-fcn8s": Recipe(1e-14, 400_000, "vgg16-16s-pascal-context"),
 }
 WEIGHT_DECAY = 5e-4  # of every solver
-
-# Multipliers of learning rate and decay, (kernel, bias). In the net of FCN-AlexNet no
-# layer of the trunk has any, so Caffe's own hold: 1.
-SCORE_FACTORS = ((1, 1), (2, 0))
-PLAIN_FACTORS = ((1, 1), (1, 1))
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
@@ -202,7 +196,27 @@ class CaffeSGD(keras.optimizers.SGD):
         return config
 
 
-def compile_reference(model, name):
+def find_recipe(name):
+    """Returns a reference net's `Recipe`.
+
+    Args:
+        name: A key of `RECIPES`, such as "voc-fcn8s".
+
+    Raises:
+        ValueError: If there is none; names those that come near.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, n=3, cutoff=0.3)
+        raise ValueError(
+            f"There is no recipe {name!r}; expected one of "
+            f"keras_fcn.training.RECIPES, such as {', '.join(near or RECIPES)}."
+        )
+    return RECIPES[name]
+
+
+def compile_reference(
+    model, recipe, *, class_weights=None, scores=("pixel_accuracy", "mean_iou")
+):
     """Compiles a net as the reference trained it; then `model.fit` on single images.
 
     ```python
@@ -211,27 +225,27 @@ def compile_reference(model, name):
     model.fit(batches, epochs=1, steps_per_epoch=RECIPES["voc-fcn32s"].iterations)
     ```
 
-    Learned upsampling is trained like the kernels; the reference's was fixed.
+    Learned upsampling is trained like the kernels, but where a layer is not trainable:
+    `model.get_layer("upscore8").trainable = False` first, for the fixed last one of
+    CVPR 2015. The reference's is fixed throughout.
 
     Args:
         model: A net that `fcn` or `late_fusion` built. The losses of several heads are
             added.
-        name: A key of `RECIPES`, such as "voc-fcn8s".
+        recipe: A key of `RECIPES`, such as "voc-fcn8s", or a `Recipe`.
+        class_weights: One number per class, as `balanced_weights` gives, or a dict of
+            them by head; None for none, as the reference (paper, section 4.3).
+        scores: To follow, as in `SegmentationScores`.
 
     Raises:
         ValueError: If there is no such recipe.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(str(name), RECIPES, n=3, cutoff=0.3)
-        raise ValueError(
-            f"There is no recipe {name!r}; expected one of keras_fcn.training.RECIPES, "
-            f"such as {', '.join(near or RECIPES)}."
-        )
-    recipe = RECIPES[name]
+    if not isinstance(recipe, Recipe):
+        recipe = find_recipe(recipe)
     optimizer = CaffeSGD(
         recipe.learning_rate,
         recipe.momentum,
-        default_factors=PLAIN_FACTORS if name == "voc-fcn-alexnet" else SCORE_FACTORS,
+        default_factors=recipe.trunk,
         factors={
             layer.name: SCORE_FACTORS
             for layer in model.layers
@@ -241,18 +255,26 @@ def compile_reference(model, name):
         if recipe.accumulate > 1
         else None,
     )
-
-    def loss():
-        if recipe.normalize:
-            return WeightedCrossentropy()
-        return keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, ignore_class=VOID, reduction="sum"
-        )
-
-    heads = isinstance(model.output, dict)
-    model.compile(
-        optimizer, {head: loss() for head in model.output} if heads else loss()
+    _compile(
+        model,
+        optimizer,
+        class_weights,
+        scores,
+        reduction="sum_over_batch_size" if recipe.normalize else "sum",
     )
+
+
+def fix_trunk(model):
+    """Makes all layers but the score layers untrainable: the paper's FCN-32s-fixed.
+
+    Before compiling, as Keras wants it.
+
+    Args:
+        model: A net that `fcn` or `late_fusion` built.
+    """
+    for layer in model.layers:
+        if not layer.name.startswith("score_"):
+            layer.trainable = False
 
 
 def compile_modern(
@@ -268,11 +290,13 @@ def compile_modern(
     """Compiles a net for people's own data: AdamW, warm-up, cosine decay, averaging.
 
     Args:
-        model: A net with one output.
+        model: A net that `fcn` or `late_fusion` built. The losses of several heads are
+            added.
         steps: Batches that the whole training will see.
         learning_rate: Its peak, after a twentieth of the steps.
         weight_decay: Of AdamW; biases have none.
-        class_weights: One number per class, as `balanced_weights` gives; or None.
+        class_weights: One number per class, as `balanced_weights` gives, or a dict of
+            them by head; or None.
         averaging: The share of the steps over which the average of the weights reaches
             back that `fit` leaves in the model at its end: a momentum of
             1 - 1 / (averaging * steps). None for none.
@@ -293,161 +317,25 @@ def compile_modern(
         ema_momentum=1 - 1 / max(1, averaging * steps) if averaging else 0.0,
     )
     optimizer.exclude_from_weight_decay(var_names=["bias"])
-    classes = model.output_shape[-1]
-    model.compile(
-        optimizer,
-        WeightedCrossentropy(class_weights),
-        metrics=[SegmentationScores(classes, score) for score in scores],
-    )
+    _compile(model, optimizer, class_weights, scores)
 
 
-class Snapshots(keras.callbacks.Callback):
-    """Writes the whole state of a training to one file, each time an epoch ends.
+def _compile(
+    model, optimizer, class_weights, scores, *, reduction="sum_over_batch_size"
+):
+    """Compiles a net of one head or several, each with its loss and scores."""
 
-    Weights, optimizer, seeds of Dropout and the epoch: what `restore` needs so that
-    the training goes on as if it had never stopped. The file is replaced in one move.
+    def each(make):
+        """What `make` makes of each head's name and logits."""
+        if isinstance(model.output, dict):
+            return {head: make(head, logits) for head, logits in model.output.items()}
+        return make(None, model.output)
 
-    Pass it before `SwapEMAWeights(swap_on_epoch=True)`, which ends an epoch with other
-    weights in the model than the training goes on with.
+    def loss(head, logits):
+        weights = class_weights[head] if head and class_weights else class_weights
+        return WeightedCrossentropy(weights, reduction=reduction)
 
-    Args:
-        path: The .npz file.
-    """
+    def metrics(head, logits):
+        return [SegmentationScores(logits.shape[-1], score) for score in scores]
 
-    def __init__(self, path):
-        super().__init__()
-        self.path = pathlib.Path(path)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes the state after `epoch`.
-
-        Raises:
-            ValueError: If a number in it is not finite: the training has diverged.
-                The file keeps the state before that.
-            OSError: If it cannot be written; the file keeps what it holds.
-        """
-        with replacing(self.path) as file, zipfile.ZipFile(file, "w") as archive:
-            _write_array(archive, "epoch", np.array(epoch + 1))
-            for i, variable in enumerate(_state(self.model)):
-                array = to_numpy(variable)
-                if not np.isfinite(array).all():
-                    raise ValueError(
-                        f"After epoch {epoch + 1} {variable.path} is not finite; "
-                        f"expected numbers, so {self.path} stays as it was. Train with "
-                        "a lower learning rate."
-                    )
-                _write_array(archive, str(i), array)
-
-
-def _write_array(archive, name, array):
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-class ProgressBar(keras.callbacks.Callback):
-    """Shows where a training is, with the last epoch's numbers, on one line.
-
-    Where the output is no terminal it prints one line an epoch instead.
-
-    Args:
-        console: A `rich.console.Console`; standard error if None.
-    """
-
-    def __init__(self, console=None):
-        super().__init__()
-        from rich.console import Console
-
-        self.console = console or Console(stderr=True)
-
-    def on_train_begin(self, logs=None):
-        """Opens the bar."""
-        self.bar = progress.bar(console=self.console)
-        self.task = self.bar.add_task("Training", total=None)
-        self.bar.start()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Counts on from the batches of the epochs before."""
-        steps = self.params["steps"]
-        total = (self.params["epochs"]) * steps
-        name = f"Epoch {epoch + 1} of {self.params['epochs']}"
-        self.bar.update(
-            self.task, total=total, completed=epoch * steps, description=name
-        )
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Moves the bar."""
-        self.bar.advance(self.task)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Prints the epoch's numbers above the bar."""
-        numbers = "  ".join(f"{k} {float(v):.4f}" for k, v in (logs or {}).items())
-        self.console.print(
-            f"epoch {epoch + 1:3}  {numbers}", highlight=False, soft_wrap=True
-        )
-
-    def on_train_end(self, logs=None):
-        """Closes the bar."""
-        self.bar.stop()
-
-
-def restore(model, path):
-    """Puts a compiled model back to where `Snapshots` saw it last.
-
-    What follows is bit for bit what it would have been (on one machine, and as far as
-    the backend computes alike twice) if
-
-    - the model is built and compiled with the arguments of the first run, and every
-      random layer of it has a seed where Keras runs on PyTorch,
-    - the data are those of the epoch: `batches.seek(epoch)`, `fit(shuffle=False)`,
-    - callbacks have no memory, as `EarlyStopping` and `ReduceLROnPlateau` have.
-
-    ```python
-    epoch = restore(model, "state.npz")
-    batches.seek(epoch)
-    model.fit(batches, initial_epoch=epoch, epochs=100, shuffle=False)
-    ```
-
-    Args:
-        model: The model, built and compiled as it was then.
-        path: The .npz file.
-
-    Returns:
-        The number of epochs that it has been trained for, for `fit(initial_epoch=)`.
-
-    Raises:
-        ValueError: If the file is damaged, or of another model or optimizer; nothing is
-            changed.
-        OSError: If it cannot be read.
-    """
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    variables = {str(i): variable for i, variable in enumerate(_state(model))}
-    arrays = _read_arrays(path)
-    wanted = {"epoch": (), **{i: tuple(v.shape) for i, v in variables.items()}}
-    found = {i: array.shape for i, array in arrays.items() if array.dtype.kind in "fiu"}
-    if found != wanted:
-        raise ValueError(
-            f"{path} is of another net or optimizer; expected {len(wanted)} arrays of "
-            "this one's shapes. Pass the options of the first run, or start anew."
-        )
-    epoch = int(arrays["epoch"])
-    assign_all([(variable, arrays.pop(i)) for i, variable in variables.items()])
-    return epoch
-
-
-def _read_arrays(path):
-    with open(path, "rb") as file:  # what the system says against it is an OSError
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
-        except _DAMAGE as error:
-            raise ValueError(
-                f"{path} is no snapshot, or is damaged ({error}); expected a file that "
-                "Snapshots wrote. Use an earlier copy, or start anew."
-            ) from error
-
-
-def _state(model):
-    # Not `model.variables`: those of its metrics come into being with the first batch.
-    layers = [v for layer in model.layers for v in layer.variables]
-    return [*layers, *model.optimizer.variables]
+    model.compile(optimizer, each(loss), metrics=each(metrics))

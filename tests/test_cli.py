@@ -1,3 +1,4 @@
+import functools
 import json
 
 import keras
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_fcn import models, weights
+from keras_fcn import callbacks, files, models, weights
 from keras_fcn.cli import main
 
 
@@ -90,7 +91,7 @@ def test_predict_writes_labels_colours_and_overlay_of_files_and_folders(
     assert f"grey.jpg: {commonest} " in capsys.readouterr().out
 
 
-def test_evaluate_agrees_with_counting_by_hand(tmp_path, street, checkpoint):
+def test_evaluate_agrees_with_counting_by_hand(tmp_path, capsys, street, checkpoint):
     file = tmp_path / "scores.json"
     options = ["--checkpoint", checkpoint, "--relabel", "9=255", "--json", str(file)]
     assert main(["evaluate", *street, *options]) == 0
@@ -105,40 +106,65 @@ def test_evaluate_agrees_with_counting_by_hand(tmp_path, street, checkpoint):
         hits += ((found == truth) & (truth != 9)).sum()
         total += (truth != 9).sum()
     result = json.loads(file.read_text())
-    assert result["pixel_accuracy"] == pytest.approx(hits / total)
+    assert result["scores"]["pixel_accuracy"] == pytest.approx(hits / total)
     assert result["images"] == 4
-    assert result["accuracy"][2] is None  # class 2 does not occur
+    assert result["scores"]["accuracy"][2] is None  # class 2 does not occur
+    assert result["weights"]["file"]["sha256"] == files.measure(checkpoint)["sha256"]
+    warning = capsys.readouterr().err.splitlines()[-1]  # the net is a random one
+    assert warning.startswith("keras-fcn: warning: fcn8s_googlenet finds class ")
 
 
+@pytest.fixture
+def _thin(monkeypatch):
+    """Nets of a sixteenth of the channels: full ones would take minutes."""
+    for name in ("fcn", "late_fusion"):
+        full = getattr(models, name)
+        monkeypatch.setattr(models, name, functools.partial(full, width=1 / 16))
+
+
+@pytest.mark.usefixtures("_thin")
 def test_train_learns_resumes_and_writes_a_checkpoint_that_loads(
     tmp_path, capsys, street, monkeypatch
 ):
-    tiny = models.fcn
-    monkeypatch.setattr(
-        models, "fcn", lambda *args: tiny(*args, width=1 / 16)
-    )  # minutes otherwise
     output = tmp_path / "run"
     options = ["train", *street, "--relabel", "9=255", "--output", str(output)]
     options += ["--classes", "left", "right", "--crop", "32", "--epochs", "2"]
     options += ["--validation", *street]
-    monkeypatch.setattr(keras.callbacks, "TerminateOnNaN", _Stop)
+    monkeypatch.setattr(callbacks, "Divergence", _Stop)
     with pytest.raises(_Killed):
         main(options)
-    assert (output / "state.npz").exists()
+    assert [path.name for path in (output / "state").iterdir()] == [
+        "epoch-0001-batch-000000.npz"
+    ]
     assert not (output / "model.h5").exists()
+    monkeypatch.undo()
     assert main(options) == 2
     assert "--resume" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setattr(models, "fcn", lambda *args: tiny(*args, width=1 / 16))
-    assert main([*options, "--resume"]) == 0
+
+
+@pytest.mark.usefixtures("_thin")
+def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, street):
+    output = tmp_path / "run"
+    options = ["train", *street, "--relabel", "9=255", "--output", str(output)]
+    options += ["--classes", "left", "right", "--crop", "32", "--epochs", "1"]
+    assert main([*options, "--validation", *street]) == 0
+    longer = [*options[:-1], "2", "--validation", *street]
+    assert main([*longer, "--resume"]) == 0
     entry = weights.metadata(output / "model.h5")
     assert entry["labels"]["names"] == ["left", "right"]
     rows = (output / "log.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
-    scores = json.loads((output / "scores.json").read_text())
-    assert scores["images"] == 4
-    monkeypatch.undo()
-    models.load_checkpoint(output / "model.h5")
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2"]
+    assert {"loss", "mean_iou", "val_mean_iou"} <= set(rows[0].split(","))
+    result = json.loads((output / "scores.json").read_text())
+    assert result["images"] == 4
+    for picture in ("curves.png", "overlays/epoch-0001.png", "overlays/epoch-0002.png"):
+        with Image.open(output / picture) as image:
+            assert image.width > 100
+    assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+    again = ["evaluate", *street, "--relabel", "9=255", "--json", str(tmp_path / "j")]
+    assert main([*again, "--checkpoint", str(output / "model.h5")]) == 0
+    again = json.loads((tmp_path / "j").read_text())
+    assert again["scores"] == result["scores"]
 
 
 class _Killed(BaseException):
@@ -168,7 +194,7 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["evaluate", "{images}", "{masks}", "--checkpoint", "{net}"], "label 9"),
         (["evaluate", "{images}", "nowhere", "--checkpoint", "{net}"], "nowhere"),
         (["train", "{images}", "{masks}", "--output", "o", "--labels", "x"], "camvid"),
-        (["train", "{images}", "{masks}", "--output", "o", "--resume"], "state.npz"),
+        (["train", "{images}", "{masks}", "--output", "o", "--resume"], "no state"),
         (
             ["train", "{images}", "{masks}", "--output", "o", "--classes", "a", "b"],
             "label 9",

@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import oracle
@@ -11,15 +13,19 @@ from keras_fcn.layers import Preprocess
 VOID = 255
 
 
-@pytest.fixture(scope="module")
-def model():
-    """A net that finds the class of the highest of red, green and blue."""
+def highest(extra=0):
+    """Finds the class of the highest of red, green and blue, plus what blue gets."""
     image = keras.Input((None, None, 3))
     x = Preprocess("BGR", [0, 0, 0], name="preprocess")(image)
     score = keras.layers.Conv2D(3, 1, name="score")
     output = score(x)
-    score.set_weights([np.eye(3)[::-1].reshape(1, 1, 3, 3), np.zeros(3)])
+    score.set_weights([np.eye(3)[::-1].reshape(1, 1, 3, 3), np.array([0, 0, extra])])
     return keras.Model(image, output, name="highest")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return highest()
 
 
 def picture(height, width, seed=0):
@@ -84,14 +90,104 @@ def test_a_photo_taken_upright_is_segmented_upright(tmp_path, model):
     )
 
 
+def two_heads(model):
+    """Finds the highest and the lowest of red, green and blue."""
+    lowest = keras.layers.Rescaling(-1.0)(model.output)
+    heads = {"sem": model.output, "geo": lowest}
+    return keras.Model(model.input, heads, name="two")
+
+
 def test_each_head_has_its_labels(model):
-    reversed_scores = keras.layers.Rescaling(-1.0)(model.output)
-    heads = {"highest": model.output, "lowest": reversed_scores}
     pixels = picture(6, 8)
-    labels = segment(keras.Model(model.input, heads), pixels)
-    assert labels.keys() == heads.keys()
-    np.testing.assert_array_equal(labels["highest"], pixels.argmax(-1))
-    np.testing.assert_array_equal(labels["lowest"], pixels.argmin(-1))
+    labels = segment(two_heads(model), pixels)
+    assert labels.keys() == {"sem", "geo"}
+    np.testing.assert_array_equal(labels["sem"], pixels.argmax(-1))
+    np.testing.assert_array_equal(labels["geo"], pixels.argmin(-1))
+
+
+@pytest.fixture(scope="module")
+def fusion():
+    """A net that finds where colour is most above HHA."""
+    inputs = {
+        stream: keras.Input((None, None, 3), name=stream) for stream in ("hha", "color")
+    }
+    streams = {
+        stream: Preprocess("RGB", [0, 0, 0], name=f"preprocess{stream}")(image)
+        for stream, image in inputs.items()
+    }
+    output = keras.layers.Subtract()([streams["color"], streams["hha"]])
+    return keras.Model(inputs, output, name="fusion")
+
+
+def streams(height, width, seed=0):
+    """A picture by stream, with room so that no two differences are equal."""
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.tile([0, 40, 80], (height, width, 1)), axis=-1)
+    hha = rng.integers(0, 100, (height, width, 3))
+    return {"color": np.uint8(hha + order), "hha": np.uint8(hha)}, order.argmax(-1)
+
+
+LOOKS = [{}, {"mirror": True}, {"mirror": True, "scales": (1, 1)}]
+
+
+@pytest.mark.parametrize("looks", LOOKS, ids=str)
+@pytest.mark.parametrize("order", [("color", "hha"), ("hha", "color")])
+def test_pictures_of_two_streams_are_told_apart_by_name(order, looks, fusion):
+    pictures, wanted = streams(11, 14)
+    pictures = {stream: pictures[stream] for stream in order}
+    np.testing.assert_array_equal(segment(fusion, pictures, **looks), wanted)
+    labels = wanted[None].astype("uint8")
+    batch = {stream: x[None].astype("float32") for stream, x in pictures.items()}
+    assert evaluate(fusion, [(batch, labels)], **looks)["pixel_accuracy"] == 1
+
+
+def test_pictures_of_two_streams_may_be_files(tmp_path, fusion):
+    pictures, wanted = streams(5, 9)
+    for stream, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / f"{stream}.png")
+    paths = {stream: tmp_path / f"{stream}.png" for stream in pictures}
+    np.testing.assert_array_equal(segment(fusion, paths), wanted)
+
+
+@pytest.fixture(scope="module")
+def depth_net():
+    """A net that finds the highest of red, green, blue and 10 log depth."""
+    image = keras.Input((None, None, 4))
+    x = Preprocess("RGBD", [0, 0, 0, 0], name="preprocess")(image)
+    score = keras.layers.Conv2D(4, 1, name="score")
+    output = score(x)
+    score.set_weights([np.diag([1, 1, 1, 10]).reshape(1, 1, 4, 4), np.zeros(4)])
+    return keras.Model(image, output, name="deep")
+
+
+@pytest.mark.parametrize("looks", LOOKS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_depth_is_the_fourth_channel(dtype, looks, depth_net):
+    depth = np.random.default_rng(1).choice([0, 2000, 60000], (7, 10, 1))
+    pixels = np.concatenate([picture(7, 10) // 2, depth], axis=-1)
+    logs = 10 * np.log(np.maximum(depth, 1))
+    wanted = np.concatenate([pixels[..., :3], logs], axis=-1).argmax(-1)
+    assert set(np.unique(wanted)) == {0, 1, 2, 3}
+    found = segment(depth_net, pixels.astype(dtype), **looks)
+    np.testing.assert_array_equal(found, wanted)
+    batch = pixels[None].astype("float32"), wanted[None]
+    assert evaluate(depth_net, [batch], **looks)["pixel_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda pixels: "picture.png",
+        lambda pixels: pixels[..., :3],
+        lambda pixels: pixels[0],
+        lambda pixels: np.where(pixels > 5, np.nan, pixels),
+    ],
+    ids=["path", "no depth", "a row", "not finite"],
+)
+def test_what_is_no_picture_with_depth_is_refused(wrong, depth_net):
+    pixels = np.full((4, 5, 4), 9, "float32")
+    with pytest.raises(ValueError, match=r"expected finite numbers .*, width, 4\)"):
+        segment(depth_net, wrong(pixels))
 
 
 def net(shape, name):
@@ -104,14 +200,24 @@ def net(shape, name):
     "wrong",
     [
         net((None, None, 3), "conv1_1"),
-        net((None, None, 4), "preprocess"),
+        net((None, None, 5), "preprocess"),
         net((32, 32, 3), "preprocess"),
     ],
-    ids=["no preprocessing", "four channels", "one size"],
+    ids=["no preprocessing", "five channels", "one size"],
 )
 def test_a_net_that_takes_no_pictures_is_refused(wrong):
     with pytest.raises(ValueError, match=r"other takes .*; expected a net from RGB"):
         segment(wrong, picture(8, 8))
+
+
+def test_pictures_that_are_not_those_of_the_net_s_streams_are_refused(model, fusion):
+    pixels, other = picture(4, 4), picture(4, 5)
+    with pytest.raises(ValueError, match="one without a name .*a dict of hha, color"):
+        segment(fusion, pixels)
+    with pytest.raises(ValueError, match="a dict of hha was given; expected one with"):
+        segment(model, {"hha": pixels})
+    with pytest.raises(ValueError, match=r"4, 5, 3\).*expected one size"):
+        segment(fusion, {"color": pixels, "hha": other})
 
 
 def test_what_is_no_picture_is_refused(tmp_path, model):
@@ -217,10 +323,135 @@ def test_a_data_set_without_batches_is_refused(empty, model):
         evaluation.evaluate(model, empty)
 
 
-def test_a_net_of_several_heads_is_refused(model):
-    heads = keras.Model(model.input, {"a": model.output, "b": model.output}, name="two")
-    with pytest.raises(ValueError, match="two has several heads; expected one output"):
+def by_hand(truth, prediction):
+    matrix = np.zeros((3, 3), int)
+    for i, j in zip(truth.ravel(), prediction.ravel(), strict=True):
+        if i != VOID:
+            matrix[i, j] += 1
+    return matrix.tolist()
+
+
+@pytest.mark.parametrize("order", [("sem", "geo"), ("geo", "sem")])
+@pytest.mark.parametrize("channels", [False, True])
+def test_each_head_is_scored_against_the_labels_of_its_name(order, channels, model):
+    batches, expected = [], {"sem": 0, "geo": 0}
+    for i, (pictures, sem) in enumerate(batches_of(SIZES)):
+        labels = {"sem": sem, "geo": truths(255 - pictures, seed=i)}
+        found = {"sem": pictures.argmax(-1), "geo": pictures.argmin(-1)}
+        for head, truth in labels.items():
+            expected[head] += np.array(by_hand(truth, found[head]))
+        labels = {head: labels[head] for head in order}
+        if channels:
+            labels = {head: truth[..., None] for head, truth in labels.items()}
+        batches.append((pictures, labels))
+    result = evaluate(two_heads(model), batches)
+    assert result.keys() == {"sem", "geo"}
+    for head, matrix in expected.items():
+        assert result[head]["confusion_matrix"] == matrix.tolist()
+        assert result[head]["images"] == 6
+        assert result[head]["pixel_accuracy"] == np.trace(matrix) / matrix.sum()
+
+
+def test_outputs_and_inputs_without_names_are_refused(model):
+    image = keras.Input((None, None, 3))
+    heads = keras.Model(model.input, [model.output, model.output], name="two")
+    streams = keras.Model([model.input, image], model.output, name="both")
+    with pytest.raises(ValueError, match="two has outputs without names; expected one"):
         evaluate(heads, batches_of(SIZES))
+    with pytest.raises(ValueError, match="both has inputs without names; expected one"):
+        evaluate(streams, batches_of(SIZES))
+
+
+def test_batches_that_are_not_those_of_the_net_stop_the_evaluation(model, fusion):
+    (pictures, labels), *_ = batches_of([(1, 4, 4)])
+    heads = two_heads(model)
+    for net, inputs, truth, words in (
+        (
+            model,
+            pictures,
+            {"sem": labels},
+            "labels of batch 0: a dict of sem was given",
+        ),
+        (heads, pictures, labels, "one without a name was given; expected a dict of"),
+        (heads, pictures, {"sem": labels}, "a dict of sem was given.*sem, geo"),
+        (
+            model,
+            {"hha": pictures},
+            labels,
+            "images of batch 0: a dict of hha was given",
+        ),
+        (fusion, pictures, labels, "expected a dict of hha, color"),
+        (model, pictures[..., :2], labels, r"\(1, 4, 4, 2\).*expected .* 3 channels"),
+        (
+            fusion,
+            {"hha": pictures, "color": pictures[:, :3]},
+            labels,
+            r"'color': \(1, 3, 4, 3\).*expected one size",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate(net, [(inputs, truth)])
+    wrong = {"sem": labels, "geo": np.full_like(labels, 7)}
+    with pytest.raises(ValueError, match=r"Batch 0 holds labels \[7\] for geo"):
+        evaluate(heads, [(pictures, wrong)])
+
+
+def test_pictures_of_a_source_come_one_by_one_at_their_own_size(model, fusion):
+    sizes = [(4, 6), (7, 3)]
+    plain = [(picture(*size), truths(picture(*size))) for size in sizes]
+    batches = list(evaluation.one_by_one(plain))
+    for (inputs, labels), (pixels, truth) in zip(batches, plain, strict=True):
+        assert inputs.dtype == np.float32
+        np.testing.assert_array_equal(inputs, pixels[None])
+        np.testing.assert_array_equal(labels, truth[None])
+    assert evaluate(model, batches) == evaluate(model, evaluation.one_by_one(plain))
+    named = [streams(*size) for size in sizes]
+    found = evaluate(fusion, evaluation.one_by_one(named))
+    assert (found["images"], found["pixel_accuracy"]) == (2, 1)
+
+
+# A net that finds one class
+
+
+def batch_of(labels):
+    """A picture whose pixels are brightest in the channel of their label."""
+    labels = np.array(labels, "uint8").reshape(1, 1, -1)
+    return np.eye(3, dtype="float32")[labels] * 200, labels
+
+
+def test_one_class_nearly_everywhere_is_warned_of():
+    net, batch = highest(1000), batch_of([0] * 700 + [1] * 298 + [2] * 2)
+    with pytest.warns(UserWarning, match="highest finds class 2 in 100.0%") as caught:
+        evaluate(net, [batch])
+    (warning,) = [w for w in caught if w.category is UserWarning]
+    for words in ("where 0.2% are of it", "not loaded", "learning rate", "labels are"):
+        assert words in str(warning.message)
+    assert warning.filename == __file__  # who called
+
+
+def test_the_warning_names_the_head(model):
+    heads = two_heads(highest(1000))
+    pictures, labels = batch_of([0] * 7 + [1] * 3)
+    with pytest.warns(UserWarning, match="two sem finds class 2") as caught:
+        evaluate(heads, [(pictures, {"sem": labels, "geo": labels})])
+    assert [w.category for w in caught].count(UserWarning) == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "found"),
+    [
+        ([0] * 700 + [1] * 300, [0] * 700 + [1] * 300),
+        ([0] * 700 + [2] * 300, [0] * 2 + [2] * 998),  # below the limit
+        ([0] * 999 + [2], [0] * 1000),  # where the truth has hardly another class
+        ([2] * 1000, [2] * 1000),
+        ([VOID] * 1000, [2] * 1000),
+    ],
+)
+def test_other_nets_are_not_warned_of(truth, found, model):
+    pictures, _ = batch_of(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate(model, [(pictures, np.array([[truth]], "uint8"))])
 
 
 # Upper bounds
@@ -307,12 +538,32 @@ def test_scales_that_are_none_are_refused():
             segment(random_net(), picture, scales=scales)
 
 
-def test_an_evaluation_with_several_looks_scores_what_they_say():
-    model, rng = random_net(), np.random.default_rng(1)
-    picture = rng.integers(0, 256, (37, 50, 3)).astype(np.uint8)
-    labels = segment(model, picture, mirror=True, scales=(1, 1.5))
-    batch = np.float32(picture)[None], labels[None]
-    tensors = tuple(map(keras.ops.convert_to_tensor, batch))
-    for batches in ([batch], [tensors]):
-        found = evaluate(model, batches, mirror=True, scales=(1, 1.5))
-        assert found["pixel_accuracy"] == 1
+def test_an_evaluation_with_several_looks_scores_what_they_say(model, fusion):
+    looks = {"mirror": True, "scales": (1, 1.5)}
+    pictures, _ = streams(37, 50)
+    for net, image in (
+        (random_net(), pictures["color"]),
+        (two_heads(model), pictures["color"]),
+        (fusion, pictures),
+    ):
+        batch = next(evaluation.one_by_one([(image, segment(net, image, **looks))]))
+        tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+        for batches in ([batch], [tensors]):
+            found = evaluate(net, batches, **looks)
+            found = found if "sem" in found else {"": found}
+            assert {result["pixel_accuracy"] for result in found.values()} == {1}
+
+
+def test_nets_from_two_streams_and_from_depth_look_at_the_mirror_image_of_all():
+    depth = np.full_like(BLOCKS[..., :1], 3000, "uint16")
+    fusion = models.late_fusion("alexnet", 8, 4, width=1 / 16)
+    early = models.fcn("alexnet", 8, 4, width=1 / 16, input_channels=4)
+    for net, image in (
+        (fusion, {"hha": BLOCKS[::-1], "color": BLOCKS}),
+        (early, np.concatenate([BLOCKS, depth], axis=-1)),
+    ):
+        labels = segment(oracle.draw(net), image, mirror=True)
+        mirrored = keras.tree.map_structure(lambda x: x[:, ::-1].copy(), image)
+        back = segment(net, mirrored, mirror=True)[:, ::-1]
+        assert len(np.unique(labels)) > 1
+        assert (labels == back).mean() > 0.99  # rounding may break a tie

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_fcn.metrics import SegmentationScores, confusion_matrix, scores
+from keras_fcn.metrics import SegmentationScores, confusion_matrix, present, scores
 
 NAMES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou")
 VOID = 255
@@ -113,6 +113,56 @@ def test_one_pixel_found_by_mistake_brings_an_absent_class_into_the_mean():
     assert scores(mistaken)["mean_iou"] == pytest.approx((5 / 9 + 7 / 10 + 0) / 3)
 
 
+def score_py(hist):
+    """The formulas of the reference's score.py, NaN and all."""
+    with np.errstate(invalid="ignore"):
+        iu = np.diag(hist) / (hist.sum(1) + hist.sum(0) - np.diag(hist))
+        freq = hist.sum(1) / hist.sum()
+        return {
+            "pixel_accuracy": np.diag(hist).sum() / hist.sum(),
+            "mean_accuracy": np.nanmean(np.diag(hist) / hist.sum(1)),
+            "mean_iou": np.nanmean(iu),
+            "fw_iou": (freq[freq > 0] * iu[freq > 0]).sum(),
+        }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_are_those_of_score_py_with_any_classes_absent(seed):
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(0, 10**6, (9, 9))
+    matrix[rng.random(9) < 0.3] = 0  # absent, and found by mistake
+    absent = rng.random(9) < 0.2
+    matrix[absent], matrix[:, absent] = 0, 0  # and not even that
+    found = scores(matrix)
+    for name, value in score_py(matrix).items():
+        assert found[name] == pytest.approx(value, rel=1e-12)
+
+
+def test_means_over_some_classes_leave_the_pixels_of_all_others_counted():
+    matrix = [[6, 1, 1, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 3, 2, 5]]
+    found = scores(matrix, [1, 3])
+    assert found["mean_accuracy"] == pytest.approx((4 / 6 + 5 / 10) / 2)
+    assert found["mean_iou"] == pytest.approx((4 / 10 + 5 / 10) / 2)
+    everything = scores(matrix)
+    assert everything["mean_iou"] == pytest.approx((6 / 10 + 4 / 10 + 0 + 5 / 10) / 4)
+    for same in ("pixel_accuracy", "fw_iou", "iou", "accuracy"):
+        np.testing.assert_equal(found[same], everything[same])
+    assert np.isnan(scores(matrix, [])["mean_iou"])
+    assert np.isnan(scores(matrix, [2])["mean_accuracy"])
+
+
+def test_the_classes_present_are_those_of_the_truth():
+    matrix = [[6, 1, 1], [0, 0, 0], [0, 0, 2]]
+    assert present(matrix) == [0, 2]
+    assert scores(matrix, present(matrix))["mean_iou"] == (6 / 8 + 2 / 3) / 2
+
+
+@pytest.mark.parametrize("classes", [[0, 3], [-1, 0]])
+def test_means_over_classes_that_a_matrix_does_not_have_are_refused(classes):
+    with pytest.raises(ValueError, match=r"expected 0 to 2, those of the matrix"):
+        scores(np.ones((3, 3)), classes)
+
+
 def test_an_empty_matrix_has_no_scores():
     found = scores(np.zeros((2, 2)))
     assert np.isnan([found[name] for name in NAMES]).all()
@@ -174,7 +224,7 @@ def test_a_metric_is_rebuilt_from_its_configuration():
 def test_unknown_scores_other_classes_and_sample_weights_are_refused():
     truth, logits = labels(0, 3, 1, 4, 4)
     with pytest.raises(
-        ValueError, match="score='miou' was given; expected one of mean"
+        ValueError, match="score='miou' was given; expected one of pixel_accuracy"
     ):
         SegmentationScores(3, "miou")
     with pytest.raises(ValueError, match="of 4 classes was given logits of 3"):

@@ -532,6 +532,13 @@ NETS = {
     },
     "alexnet-third": {"backbone": "alexnet", "width": 1 / 3, "stride": 32},
     "vgg16-tenth": {"width": 0.1, "stride": 32},
+    "late-fusion-16s": {"builder": "late_fusion", "stride": 16},
+    "late-fusion-alexnet-8s": {
+        "builder": "late_fusion",
+        "backbone": "alexnet",
+        "upsampling": "learned",
+        "include_preprocessing": False,
+    },
     "googlenet-fiftieth": {"backbone": "googlenet", "width": 0.02, "stride": 32},
 }
 
@@ -669,6 +676,27 @@ def test_other_channels_than_colour_and_depth_have_no_preprocessing(channels):
     )
     model = build(input_channels=channels, include_preprocessing=False)
     assert model.input_shape == (None, None, None, channels)
+
+
+HHA = {"channels": "RGB", "mean": NYUD_HHA.tolist()}
+
+
+def test_what_a_net_is_fed_can_be_said_where_no_weights_say_it(tmp_path):
+    thin = {"num_classes": 3, "width": 1 / 32}
+    model, picture = keras_fcn.fcn(**thin, preprocessing=HHA), pictures()
+    preprocess = keras.Model(model.input, model.get_layer("preprocess").output)
+    expected = picture - NYUD_HHA  # not reversed, as HHA is not
+    np.testing.assert_allclose(predict(preprocess, picture), expected, rtol=1e-6)
+    path = str(tmp_path / "hha.h5")
+    keras_fcn.save_checkpoint(model, path)
+    for more in ({}, {"preprocessing": HHA}):
+        again = keras_fcn.fcn(**thin, weights=path, **more)
+        assert models.describe(again)["input"] == HHA
+    other = {**HHA, "mean": [1, 2, 3]}
+    with pytest.raises(ValueError, match="weights were trained on .*; leave it out"):
+        keras_fcn.fcn(**thin, weights=path, preprocessing=other)
+    with pytest.raises(ValueError, match="expected as many letters and means"):
+        keras_fcn.fcn(**thin, input_channels=4, preprocessing=HHA)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 
 import keras_fcn
-from keras_fcn import manifest, models
+from keras_fcn import evaluation, manifest, models
 from keras_fcn.datasets import folder
 
 publish = scripts.load("tools/publish.py")
@@ -105,7 +105,8 @@ def test_the_card_says_what_was_measured_and_its_index_nothing_else(
     assert "None are known." in card.text
     assert run(trained, *options, "--evaluate", *street, "--split", "two noises") == 0
     card = ModelCard.load(output / "README.md")
-    batches = folder.one_by_one(folder.pairs(*street), relabel={3: 255})
+    source = folder.Folder(folder.pairs(*street), 3, relabel={3: 255})
+    batches = evaluation.one_by_one(source)
     found = keras_fcn.evaluate(keras_fcn.load_checkpoint(trained), batches)
     scores = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert scores == {n: round(100 * found[n], 2) for n in publish.SCORES}

@@ -8,7 +8,13 @@ from golden import golden
 
 import keras_fcn
 from keras_fcn import manifest, models
-from keras_fcn.training import PLAIN_FACTORS, RECIPES, SCORE_FACTORS, CaffeSGD
+from keras_fcn.training import (
+    PLAIN_FACTORS,
+    RECIPES,
+    SCORE_FACTORS,
+    CaffeSGD,
+    fix_trunk,
+)
 
 TRACES = {
     "trace-vgg16-16s": ("voc-fcn16s", {"backbone": "vgg16", "stride": 16}),
@@ -42,7 +48,7 @@ def test_a_training_goes_as_it_went_in_real_caffe(name, upsampling):
             layer.rate = 0  # the traces have none
         if isinstance(layer, keras.layers.Conv2DTranspose):
             frozen[layer.name] = ((0, 0), (0, 0))
-    keras_fcn.compile_reference(model, recipe)
+    keras_fcn.compile_reference(model, recipe, scores=())
     wanted = model.optimizer.get_config() | {
         "learning_rate": case["lr"],
         "momentum": case["momentum"],
@@ -164,6 +170,54 @@ def test_the_losses_of_two_heads_are_added():
     truth["geo"][:, :10] = 255
     loss = model.evaluate(picture, truth, verbose=0, return_dict=True)["loss"]
     assert loss == pytest.approx(600 * np.log(5) + 400 * np.log(3), rel=1e-5)
+
+
+def test_classes_weigh_as_much_as_they_are_told():
+    model = keras_fcn.fcn("vgg16", 32, {"sem": 5, "geo": 3}, width=1 / 64)
+    weights = {"sem": [0, 0, 7, 0, 0], "geo": [1, 0.5, 1]}
+    keras_fcn.compile_reference(model, "siftflow-fcn32s", class_weights=weights)
+    picture = np.zeros((1, 30, 20, 3), "float32")
+    truth = {"sem": np.full((1, 30, 20), 2), "geo": np.full((1, 30, 20), 1)}
+    truth["sem"][:, :10] = 4
+    loss = model.evaluate(picture, truth, verbose=0, return_dict=True)["loss"]
+    expected = 7 * 400 * np.log(5) + 0.5 * 600 * np.log(3)
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_fixed_trunk_stays_as_it_was_and_the_scores_learn():
+    model = keras_fcn.fcn("vgg16", 32, 3, width=1 / 64)
+    fix_trunk(model)
+    recipe = RECIPES["voc-fcn32s"]._replace(learning_rate=1e-3)
+    keras_fcn.compile_reference(model, recipe)
+    before = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
+    picture = np.random.default_rng(0).uniform(0, 255, (1, 40, 30, 3)).astype("float32")
+    model.train_on_batch(picture, np.ones((1, 40, 30), "int32"))
+    changed = {
+        weight.path
+        for weight in model.weights
+        if (keras.ops.convert_to_numpy(weight) != before[weight.path]).any()
+    }
+    changed = {path for path in changed if "seed" not in path}
+    assert changed == {"score_fr/kernel", "score_fr/bias"}
+
+
+def test_accumulated_learning_is_one_line():
+    model = keras_fcn.fcn("vgg16", 32, 3, width=1 / 64)
+    recipe = RECIPES["voc-fcn32s"]._replace(
+        learning_rate=1e-4, momentum=0.9, accumulate=20, normalize=True
+    )
+    keras_fcn.compile_reference(model, recipe)
+    optimizer = model.optimizer
+    assert optimizer.gradient_accumulation_steps == 20
+    assert (float(optimizer.learning_rate), optimizer.momentum) == (
+        pytest.approx(1e-4),
+        0.9,
+    )
+    picture = np.zeros((1, 40, 30, 3), "float32")
+    truth = np.full((1, 40, 30), 255)
+    truth[0, 0, :7] = 2
+    loss = model.evaluate(picture, truth, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(np.log(3), rel=1e-5)  # the mean of seven pixels
 
 
 def test_every_recipe_begins_with_a_checkpoint_that_exists():

@@ -19,7 +19,7 @@ import sys
 import tomllib
 
 from keras_fcn import (
-    cli,
+    cli_data,
     evaluation,
     files,
     images,
@@ -90,7 +90,7 @@ def _parser():
     add("--trained-on", help="likewise")
     add("--evaluate", nargs=2, metavar=("IMAGES", "MASKS"), help="folders to score")
     add("--split", help="what these are, such as 'CamVid val, 101 images'")
-    cli.add_relabel(parser)
+    cli_data.add_relabel(parser)
     add("--picture", type=pathlib.Path, help="photograph to show segmented")
     add("--private", action="store_true", help="a new repository is private")
     add("--dry-run", action="store_true", help="write everything, push nothing")
@@ -105,13 +105,13 @@ def _publish(options):
         )
     name = options.checkpoint or options.repo.rpartition("/")[2]
     entry = _entry(options)
-    pairs = _pairs(options, entry)
+    source = _evaluated(options, entry)
     photograph = images.read_image(options.picture) if options.picture else None
     output = options.output or pathlib.Path("published", name)
     path = output / f"{name}.h5"
     model = _write_weights(options, entry, path)
-    if pairs:
-        entry["measured"] = _measure(model, pairs, options)
+    if source:
+        entry["measured"] = _measure(model, source, options)
     if options.picture:
         _draw(model, entry, photograph, output / "example.png")
     text = card(name, entry, options.repo, picture=bool(options.picture))
@@ -167,21 +167,20 @@ def _write_weights(options, entry, path):
     return model
 
 
-def _pairs(options, entry):
-    """Finds and checks what to evaluate on; empty if nothing is asked for."""
+def _evaluated(options, entry):
+    """Finds and checks what to evaluate on; None if nothing is asked for."""
     if not options.evaluate:
-        return []
-    pairs = folder.pairs(*options.evaluate)
-    classes = manifest.num_classes(entry)
-    folder.check(pairs, classes, relabel=dict(options.relabel))
-    return pairs
+        return None
+    pairs, relabel = folder.pairs(*options.evaluate), dict(options.relabel)
+    return folder.Folder(pairs, manifest.num_classes(entry), relabel=relabel)
 
 
-def _measure(model, pairs, options):
-    batches = folder.one_by_one(pairs, relabel=dict(options.relabel))
+def _measure(model, source, options):
     with progress.reporting("Evaluating") as report:
         found = evaluation.evaluate(
-            model, batches, progress=lambda done: report(done, len(pairs))
+            model,
+            evaluation.one_by_one(source),
+            progress=lambda done: report(done, len(source)),
         )
     scores = {score: round(100 * found[score], 2) for score in SCORES}
     version = importlib.metadata.version("keras-fcn")

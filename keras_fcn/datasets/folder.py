@@ -1,32 +1,22 @@
-"""A folder of images and a folder of masks, checked, as batches for `model.fit`.
+"""A folder of images and a folder of masks, checked.
 
 A mask is a grey or palette image, of its image's name and size, that holds one label
 per pixel. Before the first step every mask is read once: labels out of range stop
 TensorFlow and PyTorch somewhere inside an epoch, and JAX not at all.
 """
 
-import math
 import struct
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import ExifTags, Image
 
 from keras_fcn import images
-from keras_fcn.labels import LABEL_SETS, VOID
+from keras_fcn.labels import LABEL_SETS, VOID, LabelSet, voc_colormap
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", *MASK_SUFFIXES)
-
-# RGB, around a picture that does not fill its window: the mean that the VOC nets
-# subtract, so that padding becomes the zeros with which convolutions pad.
-MEAN_COLOR = (123, 117, 104)
-
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's grey
 
 # What `inspect` counts.
 OF_FILES = ("sizes", "image_modes", "mask_modes", "palettes")
@@ -122,269 +112,45 @@ def check(pairs, num_classes, *, relabel=None):
     return sizes
 
 
-def label_counts(pairs, *, relabel=None):
-    """Counts the pixels of each label, as class weights are made of.
+class Folder:
+    """A source (see `batches`) of a folder's images and masks, checked at once.
 
     Args:
-        pairs: List of (image path, mask path).
-        relabel: Labels to replace, `{in the file: to count as}`.
+        pairs: List of (image path, mask path), as `pairs` gives.
+        num_classes: Number of classes; labels are 0 to `num_classes - 1`, and 255.
+        relabel: Labels to replace at reading, `{in the file: to return}`.
+        label_set: A `LabelSet` with the classes' names and colours; nameless and in
+            the colours of VOC if None.
 
-    Returns:
-        (256,) int64.
-    """
-    table, counts = _relabel_table(relabel), np.zeros(256, np.int64)
-    for _, mask in pairs:
-        np.add.at(counts, table, _histogram(images.read_labels(mask)))
-    return counts
-
-
-def one_by_one(pairs, *, relabel=None):
-    """Reads whole pictures at their own size, for an evaluation without padding.
-
-    Args:
-        pairs: List of (image path, mask path).
-        relabel: Labels to replace, `{in the file: to evaluate on}`.
-
-    Yields:
-        An image, (1, height, width, 3) float32, RGB, 0-255, and its labels,
-        (1, height, width) int32.
-    """
-    for image, mask in pairs:
-        labels = read_mask(mask, relabel=relabel)
-        yield np.float32(images.read_image(image))[None], np.int32(labels)[None]
-
-
-class FolderBatches(keras.utils.PyDataset):
-    """Serves pictures and their masks as batches of one size.
-
-    With `crop`, a batch holds windows of that size at random places, otherwise whole
-    pictures in the upper left corner of the largest one's size: one size, because JAX
-    compiles anew for each and TensorFlow takes its shapes from the first two batches.
-    Where a window reaches beyond the picture the image is `MEAN_COLOR`, the label void.
-
-    The order is drawn from `(seed, epoch)`, the changes to a picture from
-    `(seed, epoch, place in pairs)`: whichever thread reads it, a batch is a function of
-    the seed, the epoch and its index. Keras must therefore leave the order alone:
-
-    ```python
-    batches = FolderBatches(pairs("images", "masks"), 11, batch_size=8, crop=(256, 256))
-    model.fit(batches, epochs=100, shuffle=False)
-    ```
-
-    A run that ended before batch 30 of epoch 7 goes on as if it had not:
-
-    ```python
-    batches.seek(7, batch=30)
-    model.fit(batches, initial_epoch=7, epochs=8, shuffle=False)
-    batches.seek(8)
-    model.fit(batches, initial_epoch=8, epochs=100, shuffle=False)
-    ```
-
-    Args:
-        pairs: List of (image path, mask path).
-        num_classes: Number of classes; the masks are checked against it at once.
-        batch_size: Pictures per batch; the last batch of an epoch may have fewer.
-        crop: (height, width) of the windows, or `None` for whole pictures.
-        scale: (lowest, highest) factor of a picture's size, drawn so that halving is
-            as likely as doubling. Needs `crop`.
-        mirror: Whether every second picture is mirrored, left to right.
-        color: Most that brightness, contrast and saturation change, such as
-            `(0.3, 0.3, 0.3)`: each is multiplied by 0.7 to 1.3.
-        relabel: Labels to replace at reading, `{in the file: to train on}`.
-        shuffle: Whether the pictures change places in every epoch.
-        seed: Integer from 0.
-        workers: Threads that read ahead of the training.
-        cache: Whether to keep the decoded files in memory, 4 bytes a pixel.
+    Attributes:
+        ids: The images' names without suffix, in order.
+        label_sets: `{"": label_set}`.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a mask does not pass `check`, or an argument makes no sense.
+        ValueError: If a mask does not pass `check`.
     """
 
-    def __init__(
-        self,
-        pairs,
-        num_classes,
-        *,
-        batch_size=1,
-        crop=None,
-        scale=None,
-        mirror=False,
-        color=None,
-        relabel=None,
-        shuffle=True,
-        seed=0,
-        workers=2,
-        cache=False,
-    ):
-        # Keras' own workers are not used: what they read while `fit` looks at a first
-        # batch, JAX and PyTorch train on later, in the wrong epoch (Keras 3.15).
-        super().__init__()
-        if scale is not None and not (crop and 0 < scale[0] <= scale[1]):
-            raise ValueError(
-                f"`scale` is {scale} and `crop` {crop}; expected (lowest, highest) "
-                "factors above 0, and the size of a window to cut out: pass both."
-            )
-        if color is not None and not (
-            len(color) == 3 and 0 <= min(color) <= max(color) <= 1
-        ):
-            raise ValueError(
-                f"`color` is {color}; expected the changes of brightness, contrast and "
-                "saturation, each 0 to 1, such as (0.3, 0.3, 0.3)."
-            )
+    def __init__(self, pairs, num_classes, *, relabel=None, label_set=None):
         self.pairs = list(pairs)
-        sizes = check(self.pairs, num_classes, relabel=relabel)
-        self.batch_size = batch_size
-        self.size = crop or tuple(np.max(sizes, axis=0).tolist())
-        self.crop, self.scale, self.mirror, self.color = crop, scale, mirror, color
-        self.shuffle, self.seed = shuffle, seed
+        check(self.pairs, num_classes, relabel=relabel)
+        self.ids = [Path(image).stem for image, _ in self.pairs]
+        self.label_sets = {"": label_set or LabelSet((), voc_colormap())}
         self._table = _relabel_table(relabel)
-        self._decoded = {} if cache else None
-        self._pool, self._ahead = ThreadPoolExecutor(workers), workers
-        self._pending, self._lock = {}, threading.Lock()
-        self._within = False
-        self.seek(0)
-
-    def seek(self, epoch, batch=0):
-        """Goes to an epoch, and to the batch of it that is now called 0.
-
-        An epoch that is entered halfway is as much shorter, and does not lead on to the
-        next one: `seek` that after it.
-        """
-        self.epoch, self.first = epoch, batch
-        self._asked = self._previous = 0
 
     def __len__(self):
-        return math.ceil(len(self.pairs) / self.batch_size) - self.first
+        return len(self.pairs)
 
     def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"There is no batch {index}: there are {len(self)}.")
-        if self._within:
-            self._follow(index)
-        count = len(self) + self.first
-        place = self.epoch * count + self.first + index
-        wanted = [divmod(place + i, count) for i in range(1 + self._ahead)]
-        with self._lock:
-            self._pending = {
-                key: self._pending.get(key) or self._pool.submit(self.batch, *key)
-                for key in wanted
-            }
-            batch = self._pending[wanted[0]]
-        return batch.result()
-
-    def on_epoch_begin(self):
-        """Notes that Keras begins a pass, be it only to look at the first batch."""
-        self._within = True
-
-    def on_epoch_end(self):
-        """Goes to the next epoch if all batches of this one have been asked for.
-
-        Keras calls this before the first epoch, too, and on JAX and PyTorch after a
-        look at the first batch: where that is the only one, the look counts as a pass.
-        """
-        self._within = False
-        if self._asked >= len(self) and not self.first:
-            self.seek(self.epoch + 1)
-
-    def order(self, epoch):
-        """Returns the places in `pairs`, in the order in which an epoch reads them."""
-        if not self.shuffle:
-            return np.arange(len(self.pairs))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.pairs))
-
-    def batch(self, epoch, index):
-        """Reads a batch of any epoch.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            index: Number of the batch in the whole epoch, from 0.
-
-        Returns:
-            Images, (batch, height, width, 3) float32, RGB, 0-255, and labels,
-            (batch, height, width) int32.
-        """
-        start = index * self.batch_size
-        chosen = self.order(epoch)[start : start + self.batch_size]
-        samples = [self.sample(epoch, i) for i in chosen.tolist()]
-        pictures, labels = zip(*samples, strict=True)
-        return np.stack(pictures), np.stack(labels)
-
-    def sample(self, epoch, index):
-        """Reads a picture as an epoch has it: `index` is its place in `pairs`."""
-        image, labels = self._decode(index)
-        # 1 + index: to NumPy (seed, epoch, 0) is (seed, epoch), which draws the order.
-        rng = np.random.default_rng((self.seed, epoch, 1 + index))
-        factor = math.exp(rng.uniform(*np.log(self.scale))) if self.scale else 1
-        scaled = [max(1, round(factor * length)) for length in labels.shape]
-        corner = _random_corner(rng, scaled, self.crop) if self.crop else (0, 0)
-        image, labels, inside = cut(image, labels, scaled, corner, self.size)
-        if self.color:
-            image = _change_color(image, *rng.uniform(-1, 1, 3) * self.color + 1)
-        canvas = np.full((*self.size, 3), MEAN_COLOR, np.float32)
-        target = np.full(self.size, VOID, np.int32)
-        canvas[inside], target[inside] = image, labels
-        if self.mirror and rng.random() < 0.5:
-            return canvas[:, ::-1], target[:, ::-1]
-        return canvas, target
-
-    def _follow(self, index):
-        """Counts a batch of the pass, and makes sure that Keras keeps to the order."""
-        if index not in (0, self._previous + 1):
-            raise ValueError(
-                f"Batch {index} was asked for after batch {self._previous}. Pass "
-                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch. "
-                "To look at a batch meanwhile, call `batch(epoch, index)`."
-            )
-        self._asked, self._previous = self._asked + 1, index
-
-    def _decode(self, index):
-        if self._decoded is not None and index in self._decoded:
-            return self._decoded[index]
         image, mask = self.pairs[index]
-        picture = images.read_image(image)
-        labels = self._table[images.read_labels(mask)]
+        picture, labels = images.read_image(image), self.labels(index)
         if picture.shape[:2] != labels.shape:  # changed since they were checked
             raise ValueError(_mismatch(image, picture.shape[:2], mask, labels.shape))
-        if self._decoded is not None:
-            self._decoded[index] = picture, labels
         return picture, labels
 
-
-def cut(image, labels, scaled, corner, size):
-    """Scales a picture and cuts a window out of it, image and labels alike.
-
-    Where n pixels are scaled to m cells, the centre of cell `i` is `(i + 1/2) n / m`
-    pixels from the edge. Its colour is interpolated around that point, and averaged
-    over the cell if the picture shrinks; its label is that of the pixel on which the
-    point lies: neither is shifted against the other, and labels are never mixed.
-
-    Args:
-        image: (height, width, 3) uint8.
-        labels: (height, width) uint8.
-        scaled: (height, width) of the whole picture once scaled, in cells.
-        corner: (row, column) of the window's upper left cell on the scaled picture;
-            negative where the window begins outside.
-        size: (height, width) of the window, in cells.
-
-    Returns:
-        The image and the labels of that part of the window that lies on the picture,
-        and the part: two slices of the window.
-    """
-    box, pixels, inside = [], [], []
-    for length, cells, start, extent in zip(
-        labels.shape, scaled, corner, size, strict=True
-    ):
-        first, last = max(start, 0), min(start + extent, cells)
-        box.append((first * length / cells, last * length / cells))
-        pixels.append(((np.arange(first, last) + 0.5) * length / cells).astype(int))
-        inside.append(slice(first - start, last - start))
-    (top, bottom), (left, right) = box
-    rows, columns = pixels
-    picture = Image.fromarray(image).resize(
-        (len(columns), len(rows)), Image.Resampling.BICUBIC, (left, top, right, bottom)
-    )
-    return np.asarray(picture), labels[rows[:, None], columns], tuple(inside)
+    def labels(self, index):
+        """Reads the labels alone, (height, width) uint8."""
+        return self._table[images.read_labels(self.pairs[index][1])]
 
 
 def inspect(image_folder, mask_folder, *, progress=None):
@@ -531,20 +297,6 @@ def _relabel_table(relabel):
     table = np.arange(256, dtype=np.uint8)
     table[list(relabel)] = list(relabel.values())
     return table
-
-
-def _random_corner(rng, scaled, size):
-    """Draws a window on the picture or, where that is smaller, around it."""
-    spare = [cells - extent for cells, extent in zip(scaled, size, strict=True)]
-    return [rng.integers(min(0, n), max(0, n), endpoint=True) for n in spare]
-
-
-def _change_color(image, brightness, contrast, saturation):
-    """Multiplies the brightness, the distance to mean grey and that to grey itself."""
-    mix = saturation * np.eye(3) + (1 - saturation) * LUMA[:, None]
-    changed = np.float32(image) @ np.float32(brightness * contrast * mix)
-    grey = brightness * (1 - contrast) * image.mean()
-    return np.clip(changed + np.float32(grey), 0, 255)
 
 
 def _some(names):

@@ -1,0 +1,794 @@
+"""What `fit` calls: trainings that survive a stop, end in time, and show how they go.
+
+```python
+snapshots = Snapshots("run/state", batches)
+for first, last in snapshots.stretches(model, epochs=60):
+    model.fit(
+        batches,
+        initial_epoch=first,
+        epochs=last,
+        shuffle=False,
+        validation_data=validation,
+        callbacks=[
+            Averages(),
+            Divergence(batches),
+            Log("run/log.csv"),
+            snapshots,
+            ProgressBar(batches, epochs=60),
+        ],
+    )
+```
+
+does the same whether it is run once, or stopped anywhere and run again. What writes an
+epoch's results stands before `Snapshots`: a training that goes on from the end of an
+epoch has them all.
+"""
+
+import atexit
+import contextlib
+import csv
+import hashlib
+import io
+import math
+import pathlib
+import re
+import signal
+import threading
+import time
+import warnings
+import zipfile
+import zlib
+
+import keras
+import numpy as np
+from keras import ops, tree
+from PIL import Image, ImageDraw, ImageFont
+
+from keras_fcn import images, progress
+from keras_fcn.files import replacing, write_bytes
+from keras_fcn.weights import assign_all, to_numpy
+
+# What NumPy's and Python's readers of .npz files raise on damaged ones.
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_NAME = re.compile(r"epoch-(\d+)-batch-(\d+)\.npz")
+_PANEL = 480  # pixels, the longest side of a picture in an overlay
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Writes the whole state of a training: at each epoch's end, and in between.
+
+    Weights, optimizer, seeds of Dropout, scores so far, epoch and batch: what
+    `restore` needs so that the training goes on as if it had never stopped. In between
+    is every so many minutes, and when the process is told to end: SIGINT (Ctrl-C) and
+    SIGTERM wait for the batch to end, and a second one a second later does not. Then
+    `fit` raises `KeyboardInterrupt` or `SystemExit(143)`. While an epoch is validated
+    there is nothing to write, and the training goes on from the snapshot before.
+
+    The two newest files are kept, `epoch-0003-batch-000120.npz` being 120 batches into
+    the fourth epoch. Each appears whole or not at all, and holds a hash of its content.
+
+    Args:
+        folder: Of the files, for them alone; it need not exist.
+        batches: What `fit` is given: a `keras_fcn.datasets.batches.Batches`, or any
+            data set that has its `seek` and `first`. Without it only whole epochs are
+            written, for there is no way back into the middle of one.
+        minutes: Between two snapshots within an epoch.
+    """
+
+    def __init__(self, folder, batches=None, *, minutes=10):
+        super().__init__()
+        self.folder, self.batches = pathlib.Path(folder), batches
+        self.minutes = minutes
+        self._handlers = {}
+
+    def stretches(self, model, epochs):
+        """Restores the training and yields what to call `fit` with, until it is done.
+
+        An epoch that was left half-way is a stretch of its own, for Keras knows epochs
+        of one length only. A training without snapshots begins at the beginning.
+
+        Args:
+            model: As in `restore`.
+            epochs: Of the whole training.
+
+        Yields:
+            `initial_epoch` and `epochs` for `fit`, which needs `shuffle=False` and
+            these `Snapshots` among its callbacks.
+
+        Raises:
+            ValueError: As in `restore`; or if `fit` did not write snapshots here.
+            OSError: As in `restore`.
+        """
+        if not _positions(self.folder):
+            if self.batches is not None:
+                self.batches.seek(0)
+            yield 0, epochs
+            return
+        epoch, batch = restore(model, self.folder, self.batches)
+        if batch:
+            yield epoch, epoch + 1
+            if model.stop_training:
+                return
+            # `fit` ends with averages in the model: back to what they are made of.
+            if restore(model, self.folder, self.batches) != (epoch + 1, 0):
+                raise ValueError(
+                    f"{self.folder} has no snapshot of the end of epoch {epoch + 1}, "
+                    "which `fit` has just trained; expected these Snapshots among its "
+                    "callbacks."
+                )
+            epoch += 1
+        yield epoch, max(epoch, epochs)
+
+    def on_train_begin(self, logs=None):
+        """Minds signals, where Python delivers them: in the main thread."""
+        self._written, self._signal = time.monotonic(), None
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {
+                number: signal.signal(number, self._on_signal)
+                for number in (signal.SIGINT, signal.SIGTERM)
+                # A shell has what runs in the background ignore Ctrl-C.
+                if signal.getsignal(number) is not signal.SIG_IGN
+            }
+
+    def on_train_end(self, logs=None):
+        """Leaves signals to whom they belonged before."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Goes on with the scores of an epoch that is entered half-way."""
+        self._epoch = epoch
+        first = _first(self.batches)
+        path = _path(self.folder, epoch, first)
+        if first and path.exists():
+            _restore_scores(self.model, path, self.batches.batch(epoch, first))
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes a snapshot if it is time, or if the process is told to end.
+
+        Raises:
+            ValueError: As in `on_epoch_end`.
+            OSError: As in `on_epoch_end`.
+        """
+        due = time.monotonic() - self._written >= 60 * self.minutes
+        last = batch + 1 == self.params["steps"]  # what follows it is the epoch's end
+        if last or not (due or self._signal):
+            return
+        if self.batches is not None:
+            self._write(self._epoch, self.batches.first + batch + 1)
+        self._end_if_told()
+
+    def on_test_batch_end(self, batch, logs=None):
+        """Ends the process if it is told to: a validation may take long."""
+        if self._handlers:  # it is a validation within `fit`
+            self._end_if_told()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the state after `epoch`.
+
+        Raises:
+            ValueError: If a number in it is not finite: the training has diverged.
+                The snapshots before are kept.
+            OSError: If it cannot be written; the snapshots before are kept.
+        """
+        self._write(epoch + 1, 0)
+        self._end_if_told()
+
+    def _on_signal(self, number, frame):
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal = number, now
+        elif now - self._signal[1] > 1:  # one Ctrl-C may arrive twice, by two ways
+            self._end_if_told()
+
+    def _end_if_told(self):
+        if self._signal:
+            self.on_train_end()
+            if self._signal[0] == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + self._signal[0])
+
+    def _write(self, epoch, batch):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob(".*.part"):  # of a training that was killed
+            part.unlink()
+        path, digest = _path(self.folder, epoch, batch), hashlib.sha256()
+        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in self._arrays(epoch, batch):
+                _hash(digest, name, array)
+                _write_array(archive, name, array)
+            _write_array(archive, "sha256", np.frombuffer(digest.digest(), np.uint8))
+        upto = [at for at in _positions(self.folder) if at <= (epoch, batch)]
+        for position in upto[:-2]:
+            _path(self.folder, *position).unlink()
+        self._written = time.monotonic()
+
+    def _arrays(self, epoch, batch):
+        """Yields names and arrays, one at a time: together they are large."""
+        model = self.model
+        steps = 0 if self.batches is None else len(self.batches) + self.batches.first
+        yield "position", np.array([epoch, batch, steps])
+        for i, variable in enumerate(_state(model)):
+            array = to_numpy(variable)
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"After {_where(epoch, batch)} {variable.path} is not finite; "
+                    f"expected numbers, so the snapshots in {self.folder} stay as they "
+                    "were. Train with a lower learning rate."
+                )
+            yield str(i), array
+        for i, variable in enumerate(model.metrics_variables if batch else ()):
+            yield f"score-{i}", to_numpy(variable)
+
+
+def restore(model, folder, batches=None):
+    """Puts a compiled model back to where `Snapshots` saw it last.
+
+    What follows is bit for bit what it would have been (on one machine, and as far as
+    the backend computes alike twice) if
+
+    - the model is built and compiled with the arguments of the first run, and every
+      random layer of it has a seed where Keras runs on PyTorch,
+    - the data are those of that batch, and stay in their order: `fit(shuffle=False)`,
+    - callbacks have no memory, as `EarlyStopping` and `ReduceLROnPlateau` have.
+
+    If the newest snapshot is damaged, the one before is taken, and a warning says so.
+    `Snapshots.stretches` does all that it takes to go on within an epoch.
+
+    Args:
+        model: The model, built and compiled as it was then.
+        folder: That of `Snapshots`.
+        batches: What it is trained on, for `batches.seek(epoch, batch)`.
+
+    Returns:
+        The number of whole epochs that it has been trained for, and the number of
+        batches after them.
+
+    Raises:
+        ValueError: If all snapshots are damaged, or if the newest is of another model,
+            optimizer or number of batches; nothing is changed.
+        OSError: If there is none, or if it cannot be read.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    variables = {str(i): variable for i, variable in enumerate(_state(model))}
+    path, arrays = _newest(pathlib.Path(folder))
+    epoch, batch, steps = arrays.pop("position")
+    wanted = {i: tuple(v.shape) for i, v in variables.items()}
+    found = {i: array.shape for i, array in arrays.items() if array.dtype.kind in "fiu"}
+    if {i: found[i] for i in found if i.isdecimal()} != wanted:
+        raise ValueError(
+            f"{path} is of another net or optimizer; expected {len(wanted)} arrays of "
+            "this one's shapes. Pass the options of the first run, or start anew."
+        )
+    if batches is not None:
+        batches.seek(epoch)
+        if batch and len(batches) != steps:
+            raise ValueError(
+                f"{path} is {batch} batches into an epoch of {steps}; expected an "
+                f"epoch of {len(batches)} batches. Pass the data and the batch size of "
+                "the first run, or start anew."
+            )
+        batches.seek(epoch, batch)
+    assign_all([(variable, arrays.pop(i)) for i, variable in variables.items()])
+    return epoch, batch
+
+
+def _state(model):
+    # Not `model.variables`: those of its metrics come into being with the first batch.
+    layers = [v for layer in model.layers for v in layer.variables]
+    return [*layers, *model.optimizer.variables]
+
+
+def _path(folder, epoch, batch):
+    return folder / f"epoch-{epoch:04}-batch-{batch:06}.npz"
+
+
+def _positions(folder):
+    """Lists the (epoch, batch) of all snapshots, the newest last."""
+    names = [path.name for path in folder.glob("*.npz")]
+    return sorted(
+        tuple(map(int, match.groups()))
+        for match in map(_NAME.fullmatch, names)
+        if match
+    )
+
+
+def _newest(folder):
+    """Returns the newest snapshot that is not damaged: its path and its arrays."""
+    damage = []
+    for position in reversed(_positions(folder)):
+        path = _path(folder, *position)
+        try:
+            arrays = _read(path)
+        except ValueError as error:
+            damage.append(str(error))
+            continue
+        if damage:
+            went_back = f"{' '.join(damage)} Going on from the one before, {path}."
+            warnings.warn(went_back, stacklevel=3)
+        return path, arrays
+    if damage:
+        raise ValueError(f"{' '.join(damage)} There is no other; start anew.")
+    raise FileNotFoundError(
+        f"{folder} holds no snapshot; expected a file such as "
+        f"{_path(folder, 3, 0).name}. Pass the folder that Snapshots wrote to."
+    )
+
+
+def _read(path):
+    with open(path, "rb") as file:  # what the system says against it is an OSError
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: np.asarray(archive[name]) for name in archive.files}
+            digest, written = hashlib.sha256(), arrays.pop("sha256").tobytes()
+            for name, array in arrays.items():
+                _hash(digest, name, array)
+            if written != digest.digest():
+                raise ValueError("its content is not what its hash was made of")
+            arrays["position"] = epoch, batch, _ = arrays["position"].tolist()
+            if path != _path(path.parent, epoch, batch):
+                raise ValueError("its name is not its own")
+            return arrays
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path} is no snapshot, or is damaged ({error})."
+            ) from error
+
+
+def _hash(digest, name, array):
+    digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1))
+
+
+def _write_array(archive, name, array):
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _restore_scores(model, path, batch):
+    """Assigns what the metrics had counted when a snapshot within an epoch was made."""
+    with np.load(path, allow_pickle=False) as archive:
+        names = [name for name in archive.files if name.startswith("score-")]
+        arrays = [archive[name] for name in names]
+    if len(model.metrics_variables) != len(arrays):
+        model.test_on_batch(*batch)  # on TensorFlow they come into being with a batch
+    variables = model.metrics_variables
+    if [tuple(v.shape) for v in variables] != [array.shape for array in arrays]:
+        raise ValueError(
+            f"{path} has other scores half-way through an epoch than the model; "
+            "expected those of the first run. Compile the model with the same metrics."
+        )
+    assign_all(list(zip(variables, arrays, strict=True)))
+
+
+def _first(batches):
+    return 0 if batches is None else batches.first
+
+
+def _where(epoch, batch):
+    return f"batch {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}"
+
+
+@contextlib.contextmanager
+def averaged(model):
+    """Puts the averages of its weights into a model, as long as the block lasts.
+
+    Args:
+        model: Compiled; without averages (`use_ema`) in its optimizer it stays as it
+            is.
+    """
+    trained = [to_numpy(variable) for variable in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    _unshare(model)
+    try:
+        yield
+    finally:
+        for variable, array in zip(model.trainable_variables, trained, strict=True):
+            variable.assign(array)
+
+
+def _unshare(model):
+    # On JAX weights and averages are one array then, which a validation step that is
+    # given the weights frees: the optimizer would be left with nothing.
+    for variable in model.trainable_variables:
+        variable.assign(ops.copy(variable.value))
+
+
+class Averages(keras.callbacks.Callback):
+    """Scores the averages of the weights wherever `fit` validates.
+
+    They are what `fit` leaves in the model at its end. `keras.callbacks.SwapEMAWeights`
+    means the same, but on TensorFlow it swaps by adding and subtracting: the training
+    goes on with weights that are rounded anew at each validation.
+    """
+
+    def on_test_begin(self, logs=None):
+        """Puts the averages into the model."""
+        self._block = contextlib.ExitStack()
+        self._block.enter_context(averaged(self.model))
+
+    def on_test_end(self, logs=None):
+        """Puts the weights back."""
+        _ = self.model  # on JAX it takes over the numbers of the last batch, now
+        self._block.close()
+
+    def on_train_end(self, logs=None):
+        """Leaves the averages in the model and in the optimizer, one copy each."""
+        _unshare(self.model)
+
+
+class Divergence(keras.callbacks.Callback):
+    """Ends a training with an error at the batch after which a number is not finite.
+
+    The loss is looked at, and the weights: a gradient of NaN may have a loss that is
+    finite. `keras.callbacks.TerminateOnNaN` looks at the loss alone: it sees such a
+    gradient a batch later, or not at all after the last one, and lets `fit` end well.
+
+    Args:
+        batches: As in `Snapshots`: entered half-way, an epoch counts from there.
+    """
+
+    def __init__(self, batches=None):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the epoch, for the message."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks.
+
+        Raises:
+            ValueError: If the loss or a weight is NaN or infinite.
+        """
+        found = float((logs or {}).get("loss", 0)), float(_sum(self.model))
+        if not all(map(math.isfinite, found)):
+            what = "weights are" if math.isfinite(found[0]) else "loss is"
+            place = _where(self._epoch, _first(self.batches) + batch + 1)
+            raise ValueError(
+                f"The {what} not finite after {place}; expected numbers. Train with a "
+                "lower learning rate, from the last snapshot or anew."
+            )
+
+
+def _sum(model):
+    # One number to fetch. It is not finite if a weight is not.
+    sums = [ops.sum(ops.cast(v, "float32")) for v in model.trainable_variables]
+    return ops.stop_gradient(sum(sums))
+
+
+class Log(keras.callbacks.Callback):
+    """Keeps a CSV file of every epoch's numbers: one line an epoch, in order.
+
+    The first column, `epoch`, counts from 1; a number that an epoch does not have is
+    left empty. The file is written anew after each epoch, in one move, and whatever is
+    trained again replaces what it says of that epoch and of later ones. After a kill
+    `keras.callbacks.CSVLogger` says things twice, or appends to half a line.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = pathlib.Path(path)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the file.
+
+        Raises:
+            ValueError: If the file that is there is no such log.
+            OSError: If it cannot be written; it keeps what it holds.
+        """
+        rows = read_log(self.path) if self.path.exists() else []
+        rows = [row for row in rows if row["epoch"] <= epoch]
+        rows.append({"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}})
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path, text.getvalue().encode())
+
+
+def read_log(path):
+    """Reads what `Log` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A list of dicts, one an epoch: `epoch`, an integer from 1, and those numbers
+        that the epoch has.
+
+    Raises:
+        ValueError: If it is no such file.
+        OSError: If it cannot be read.
+    """
+    text = pathlib.Path(path).read_bytes().decode(errors="replace")
+    try:
+        lines = csv.DictReader(io.StringIO(text), strict=True)
+        if text and "epoch" not in lines.fieldnames:
+            raise ValueError("no column is named epoch")
+        return [
+            {"epoch": int(row.pop("epoch"))}
+            | {k: float(v) for k, v in row.items() if v}
+            for row in lines
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no log of a training ({error!r}); expected lines of numbers, "
+            "the first named epoch. Take it away, or write to another file."
+        ) from error
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows where a training is, its scores so far, and the time that is left.
+
+    Where the output is no terminal it prints one line an epoch instead.
+
+    Args:
+        batches: As in `Divergence`.
+        epochs: Of the whole training; those of `fit` if None.
+        console: A `rich.console.Console`; standard error if None.
+    """
+
+    def __init__(self, batches=None, *, epochs=None, console=None):
+        super().__init__()
+        from rich.console import Console
+
+        self.epochs, self.batches = epochs, batches
+        self.console = console or Console(stderr=True)
+        self._validation = {"total": None}
+
+    def on_train_begin(self, logs=None):
+        """Opens the bar."""
+        from rich.progress import MofNCompleteColumn, TimeElapsedColumn
+
+        columns = MofNCompleteColumn(), TimeElapsedColumn()
+        self.bar = progress.bar("{task.fields[scores]}", *columns, console=self.console)
+        self.task = self.bar.add_task("Training", total=None, scores="")
+        self.bar.start()
+        atexit.register(self.bar.stop)  # else an error would leave no cursor
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Counts on from the batches of the epochs before."""
+        first = _first(self.batches)
+        epochs, steps = self.epochs or self.params["epochs"], self.params["steps"]
+        known = {"description": f"Epoch {epoch + 1} of {epochs}"}
+        if steps:
+            steps += first
+            known |= {"total": epochs * steps, "completed": epoch * steps + first}
+        self.bar.update(self.task, **known)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar."""
+        self.bar.update(self.task, advance=1, scores=_numbers(logs))
+
+    def on_test_begin(self, logs=None):
+        """Opens a second bar, as long as the validation before."""
+        self._validating = self.bar.add_task(
+            "Validation", scores="", **self._validation
+        )
+
+    def on_test_batch_end(self, batch, logs=None):
+        """Moves it."""
+        self._validation = {"total": batch + 1}
+        self.bar.update(self._validating, completed=batch + 1, scores=_numbers(logs))
+
+    def on_test_end(self, logs=None):
+        """Takes it away."""
+        self.bar.remove_task(self._validating)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Prints the epoch's numbers above the bar."""
+        line = f"epoch {epoch + 1:3}  {_numbers(logs)}"
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def on_train_end(self, logs=None):
+        """Closes the bar."""
+        self.bar.stop()
+        atexit.unregister(self.bar.stop)
+
+
+def _numbers(logs):
+    return "  ".join(f"{name} {float(v):.4f}" for name, v in (logs or {}).items())
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes every epoch's numbers to event files, for `tensorboard --logdir`.
+
+    `keras.callbacks.TensorBoard` does so with TensorFlow alone; this takes the package
+    tensorboardX. `loss` and `val_loss` share a chart, as `loss/train` and
+    `loss/validation`. After a stop, what is trained again replaces what was there.
+
+    Args:
+        folder: Of the files.
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.writer = str(folder), None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Opens the files at the first epoch, whose number only this tells."""
+        if self.writer is None:
+            from tensorboardX import SummaryWriter
+
+            self.writer = SummaryWriter(self.folder, purge_step=epoch + 1)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the numbers."""
+        for name, value in (logs or {}).items():
+            kind = "validation" if name.startswith("val_") else "train"
+            tag = f"{name.removeprefix('val_')}/{kind}"
+            self.writer.add_scalar(tag, float(value), epoch + 1)
+        self.writer.flush()
+
+    def picture(self, name, picture, epoch):
+        """Writes a picture, (height, width, 3) uint8 RGB, of an epoch from 0."""
+        self.writer.add_image(name, picture, epoch + 1, dataformats="HWC")
+
+    def on_train_end(self, logs=None):
+        """Closes the files."""
+        self.writer.close()
+        self.writer = None
+
+
+class Overlays(keras.callbacks.Callback):
+    """Shows after each epoch what the net makes of a few pictures.
+
+    Picture, truth and prediction side by side, a picture a row, with a legend. The net
+    is that of the averages of the weights.
+
+    Args:
+        source: A sequence of (picture, labels), as in `keras_fcn.datasets.batches`.
+        folder: For `epoch-0001.png` and so on, with the head's name if heads have any.
+        count: Pictures, evenly spread over the source.
+        board: A `TensorBoard` to show them on, too; it stands before this one.
+    """
+
+    def __init__(self, source, folder, *, count=4, board=None):
+        super().__init__()
+        self.source, self.folder, self.board = source, pathlib.Path(folder), board
+        places = np.linspace(0, len(source) - 1, min(count, len(source)))
+        self.samples = [source[int(place)] for place in places]
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the pictures.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with averaged(self.model):
+            found = [_predicted(self.model, inputs) for inputs, _ in self.samples]
+        for head, label_set in self.source.label_sets.items():
+            rows = [
+                (_picture(inputs), _of_head(labels, head), _of_head(prediction, head))
+                for (inputs, labels), prediction in zip(
+                    self.samples, found, strict=True
+                )
+            ]
+            sheet = compare(rows, label_set)
+            stem = f"epoch-{epoch + 1:04}" + (f"-{head}" if head else "")
+            images.save_image(self.folder / f"{stem}.png", sheet)
+            if self.board:
+                self.board.picture(head or "segmentation", sheet, epoch)
+
+
+def compare(rows, label_set):
+    """Lays pictures, their true labels and those predicted side by side.
+
+    Args:
+        rows: List of (picture, truth, prediction): RGB, 0-255, and label maps.
+        label_set: The `keras_fcn.labels.LabelSet` of the labels.
+
+    Returns:
+        (height, width, 3) uint8, RGB, with a legend if the label set has names.
+    """
+    palette, gap = label_set.palette, 8
+    strips = [
+        [
+            _shrunk(picture),
+            *(_shrunk(images.overlay(picture, x, palette)) for x in maps),
+        ]
+        for picture, *maps in rows
+    ]
+    cell = [max(panel.size[side] for panel in sum(strips, [])) + gap for side in (0, 1)]
+    font = ImageFont.load_default(size=16)
+    top = 24  # pixels, for the titles
+    sheet = Image.new(
+        "RGB", (3 * cell[0] - gap, top + len(rows) * cell[1] - gap), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(("picture", "truth", "prediction")):
+        draw.text((column * cell[0], 2), title, "black", font)
+        for row, strip in enumerate(strips):
+            sheet.paste(strip[column], (column * cell[0], top + row * cell[1]))
+    if not label_set.names:
+        return np.array(sheet)
+    occurring = np.concatenate([np.unique(x) for _, *maps in rows for x in maps])
+    return images.legend(np.array(sheet), label_set.names, palette, occurring)
+
+
+def _shrunk(picture):
+    image = Image.fromarray(picture)
+    image.thumbnail((_PANEL, _PANEL))
+    return image
+
+
+def _predicted(model, inputs):
+    batch = tree.map_structure(lambda x: np.float32(x)[None], inputs)
+    labels = images.decode_segmentation(model.predict_on_batch(batch))
+    return tree.map_structure(lambda x: x[0], labels)
+
+
+def _picture(inputs):
+    """What there is to see of a net's inputs: colour, without depth or HHA."""
+    array = inputs["color"] if isinstance(inputs, dict) else inputs
+    return np.uint8(array[..., :3])
+
+
+def _of_head(labels, head):
+    return labels[head] if head else labels
+
+
+def curves(log, path):
+    """Draws what `Log` wrote, training against validation over the epochs, as a PNG.
+
+    Takes the package matplotlib.
+
+    Args:
+        log: The CSV file.
+        path: The picture; 1,000 pixels wide.
+
+    Raises:
+        ValueError: If the log is no such file, or empty.
+        OSError: If it cannot be read or the picture not be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = read_log(log)
+    names = dict.fromkeys(n.removeprefix("val_") for row in rows for n in row)
+    names.pop("epoch", None)
+    if not names:
+        raise ValueError(f"{log} has no numbers to draw; expected an epoch at least.")
+    columns = min(3, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(10, 3.5 * lines), dpi=100, layout="constrained")
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        for key, label, style in (
+            (name, "training", {"color": "tab:blue"}),
+            (f"val_{name}", "validation", {"color": "tab:orange", "marker": "o"}),
+        ):
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    write_bytes(path, picture.getbuffer())

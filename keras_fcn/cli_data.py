@@ -1,0 +1,557 @@
+"""The commands that read pictures with labels: prepare, train, evaluate and others."""
+
+import argparse
+import math
+import pathlib
+
+from keras_fcn.progress import busy, reporting, track
+
+# What `train` does where nobody says otherwise: `compile_modern`, for people's own
+# data, and `compile_reference`, one whole picture a step.
+MODERN = {
+    "batch_size": 6,
+    "crop": 256,
+    "scale": (0.7, 2.0),
+    "mirror": True,
+    "color": 0.4,
+    "balance": 0.5,
+    "replacement": False,
+}
+REFERENCE = {
+    "batch_size": 1,
+    "crop": 0,
+    "scale": None,
+    "mirror": False,
+    "color": 0.0,
+    "balance": 0.0,
+    "replacement": True,
+}
+EPOCHS, LEARNING_RATE = 60, 6e-4  # of the modern recipe; the others have their own
+VALIDATION_MULTIPLE = 64  # pixels: JAX compiles anew for each size
+CACHED = 2000  # pictures kept in memory once they are read
+
+
+def add_data(command):
+    """Adds the positional argument DATA, and what goes with it, to a parser."""
+    command.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="a folder of images and a folder of masks (grey or palette PNG); or a "
+        "data set that `keras-fcn prepare` has prepared, such as camvid or camvid/val",
+    )
+    command.add_argument("--data-dir", help="where data sets are prepared")
+    add_relabel(command)
+
+
+def add_relabel(command):
+    """Adds `--relabel` to a command's `argparse.ArgumentParser`."""
+    command.add_argument(
+        "--relabel",
+        type=_relabelling,
+        nargs="+",
+        default=[],
+        metavar="FROM=TO",
+        help="labels of masks to replace at reading, such as 11=255 for void",
+    )
+
+
+def _relabelling(text):
+    before, separator, after = text.partition("=")
+    if not (separator and before.isdigit() and after.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 11=255")
+    return int(before), int(after)
+
+
+def _dataset(token):
+    """Splits "camvid/val" into a data set's name and its split, None if not said."""
+    name, _, split = token.partition("/")
+    return name, split or None
+
+
+def source_of(data, options, *, label_sets=None, training=False):
+    """Opens what DATA means as a source (see `datasets.batches`).
+
+    Args:
+        data: A list of strings: two folders, or one data set.
+        options: Of the command line: `relabel`, `data_dir`.
+        label_sets: `{head: LabelSet}` that masks are checked against, the head "" for
+            the only one; what they hold decides if None.
+        training: Whether a data set that says no split is to be trained on.
+    """
+    from keras_fcn.datasets import catalog, folder
+
+    if len(data) == 2:
+        found = folder.pairs(*data)
+        with busy(f"Checking {len(found)} masks"):
+            return _folder(found, dict(options.relabel), label_sets)
+    if len(data) != 1 or pathlib.Path(data[0]).is_dir():
+        raise ValueError(
+            f"DATA is {' '.join(data)}; expected a folder of images and a folder of "
+            f"masks, or one data set of {', '.join(catalog.DATASETS)}."
+        )
+    if options.relabel:
+        raise ValueError(
+            f"--relabel was given for {data[0]}, whose labels are those that nets are "
+            "trained on; leave it out."
+        )
+    name, split = _dataset(data[0])
+    if training and split is None and name in catalog.DATASETS:
+        split = catalog.DATASETS[name].train
+    return catalog.load(name, split, data_dir=options.data_dir)
+
+
+def _folder(pairs, relabel, label_sets):
+    from keras_fcn.datasets import batches, folder
+    from keras_fcn.labels import VOID, LabelSet, voc_colormap
+
+    if label_sets:
+        heads = {head: len(known.names) for head, known in label_sets.items()}
+        classes = heads[""] if heads.keys() == {""} else heads
+        return folder.Folder(
+            pairs, classes, relabel=relabel, label_set=label_sets.get("")
+        )
+    source = folder.Folder(pairs, VOID, relabel=relabel)
+    counts = batches.label_counts(source)
+    highest = max((label for label in range(VOID) if counts[label]), default=0)
+    names = tuple(f"class {label}" for label in range(highest + 1))
+    source.label_sets = {"": LabelSet(names, voc_colormap(len(names)))}
+    return source
+
+
+# prepare, check-data, upper-bound
+
+
+def prepare(options):
+    """Builds a data set from its archives."""
+    from keras_fcn.datasets import catalog
+
+    name, _ = _dataset(options.name)
+    folder = catalog.prepare(
+        name, data_dir=options.data_dir, manual_dir=options.manual_dir
+    )
+    print(f"{name} is in {folder}")
+
+
+def check_data(options):
+    """Says what may be wrong with a folder of images and one of masks."""
+    from keras_fcn.datasets import folder
+
+    with reporting("Reading") as show:
+        report = folder.inspect(options.images, options.masks, progress=show)
+    print(folder.summary(report))
+    return 1 if report["warnings"] else 0
+
+
+def upper_bound(options):
+    """Scores labels against themselves, coarser."""
+    import numpy as np
+
+    from keras_fcn import evaluation, metrics
+
+    if min(options.factors) < 1:
+        raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
+    source = _labels(options)
+    [known] = source.label_sets.values() if len(source.label_sets) == 1 else [None]
+    if known is None:
+        raise ValueError(
+            f"{options.data[0]} has the heads {', '.join(source.label_sets)}; expected "
+            "labels of one."
+        )
+    classes = len(known.names)
+    matrices = {factor: np.zeros((classes, classes), int) for factor in options.factors}
+    for i in track(range(len(source)), "Coarsening"):
+        truth = source.labels(i)
+        for factor, matrix in matrices.items():
+            coarse = evaluation.coarsen(truth, factor, classes)
+            matrix += metrics.confusion_matrix(truth, coarse, classes)
+    print(
+        "factor  pixel accuracy  mean accuracy  mean IU  f.w. IU "
+        f"({len(source)} label maps)"
+    )
+    for factor, matrix in matrices.items():
+        found = metrics.scores(matrix)
+        numbers = [100 * found[name] for name in metrics.SCORES]
+        print("{:6} {:15.1f} {:14.1f} {:8.1f} {:8.1f}".format(factor, *numbers))
+
+
+def _labels(options):
+    """The source of a command that needs labels alone, be they without images."""
+    from keras_fcn.datasets import folder
+
+    if len(options.data) == 1 and pathlib.Path(options.data[0]).is_dir():
+        masks = folder.masks(options.data[0])
+        with busy(f"Reading {len(masks)} masks"):
+            pairs = [(mask, mask) for mask in masks]  # of themselves
+            return _folder(pairs, dict(options.relabel), None)
+    return source_of(options.data, options)
+
+
+# evaluate
+
+
+def evaluate(options):
+    """Scores a checkpoint, by the protocol of its data."""
+    from keras_fcn import checkpoints, manifest, models
+
+    entry = models.checkpoint_entry(options.checkpoint)
+    sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
+    source = source_of(options.data, options, label_sets=sets)
+    with busy(f"Loading {options.checkpoint}"):
+        model = models.load_checkpoint(options.checkpoint)
+    looks = {"mirror": options.mirror, "scales": options.scales}
+    path = checkpoints.path_of(options.checkpoint)
+    _score(options.data, model, source, path, options.json, looks)
+
+
+def _score(data, model, source, weights, file, looks):
+    """Evaluates a net, prints its scores and, if there is a file, keeps the record."""
+    from keras_fcn import protocols
+
+    with reporting("Evaluating") as report:
+        record = protocols.evaluate(
+            _protocol(data, source),
+            model,
+            source,
+            weights=weights,
+            progress=lambda done: report(done, len(source)),
+            **looks,
+        )
+    print(protocols.summary(record))
+    if file:
+        protocols.write(file, record)
+
+
+def _nameless(classes):
+    """`{head: LabelSet}` of classes that have no names, from `manifest.num_classes`."""
+    from keras_fcn.labels import LabelSet, voc_colormap
+
+    heads = classes if isinstance(classes, dict) else {"": classes}
+    return {
+        head: LabelSet(tuple(f"class {i}" for i in range(n)), voc_colormap(n))
+        for head, n in heads.items()
+    }
+
+
+def _protocol(data, source):
+    """The protocol of a data set's own, or the plain one for a folder."""
+    from keras_fcn import protocols
+    from keras_fcn.datasets import catalog
+
+    if len(data) == 2:
+        heads = dict.fromkeys(source.label_sets, protocols.Head())
+        return protocols.Protocol(data[0], "", len(source), source="", heads=heads)
+    name, split = _dataset(data[0])
+    protocol = protocols.find(name)
+    if split in (None, catalog.DATASETS[name].evaluate):
+        return protocol
+    return protocol._replace(split=split, images=len(source))
+
+
+# train
+
+
+def add_training(command, backbones, strides):
+    """Adds what only `train` has to its parser."""
+    add = command.add_argument
+    add("--output", required=True, help="folder for the model, logs and pictures")
+    add("--resume", action="store_true", help="go on where the output folder stops")
+    add(
+        "--validation",
+        nargs="+",
+        metavar="DATA",
+        help="what to score each epoch: as DATA; a data set's own split if left out",
+    )
+    net = command.add_argument_group("the net")
+    net.add_argument("--backbone", default="googlenet", choices=backbones)
+    net.add_argument("--stride", type=int, default=8, choices=strides)
+    net.add_argument("--labels", help="name of a label set, such as camvid")
+    net.add_argument("--classes", nargs="+", metavar="NAME", help="names, in order")
+    net.add_argument(
+        "--init",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="checkpoint or .h5 file whose weights to start from, such as "
+        "vgg16-imagenet; color=NAME hha=NAME for a net of two streams",
+    )
+    net.add_argument("--skip-scales", type=numbers, metavar="pool4=0.01,pool3=0.0001")
+    net.add_argument(
+        "--upsampling", default="bilinear", choices=("bilinear", "learned")
+    )
+    net.add_argument("--fix-trunk", action="store_true", help="train the scores alone")
+    how = command.add_argument_group(
+        "the recipe",
+        "Numbers in brackets are those of the modern recipe and of the reference's.",
+    )
+    add = how.add_argument
+    add("--recipe", default="modern", help="or the reference's, such as voc-fcn8s")
+    add("--epochs", type=int, help=f"({EPOCHS}; as many steps as solve.py runs)")
+    add("--batch-size", type=int, help="pictures (6; 1)")
+    add("--crop", type=int, help="pixels along each side; 0: whole pictures (256; 0)")
+    add("--scale", type=float, nargs=2, help="range of the zoom (0.7 2; none)")
+    add("--mirror", action=argparse.BooleanOptionalAction, help="(yes; no)")
+    add("--jitter", type=int, default=0, help="pixels, for whole pictures (0; 0)")
+    add("--color", type=float, help="change of brightness and the like (0.4; 0)")
+    add("--balance", type=float, help="0: none, 1: median frequency (0.5; 0)")
+    add("--keep", type=float, default=1.0, help="share of cells that count (1; 1)")
+    add(
+        "--replacement",
+        action=argparse.BooleanOptionalAction,
+        help="whether each picture is drawn from all (no; yes)",
+    )
+    add("--learning-rate", type=float, help=f"its peak ({LEARNING_RATE}; its own)")
+    add("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
+    add("--seed", type=int, default=1)
+    add("--devices", type=int, default=1, help="that share each batch (1)")
+
+
+def numbers(text, number=float):
+    """Reads name=number,name=number as a dict, for argparse."""
+    try:
+        return {
+            name: number(value)
+            for name, value in (item.split("=") for item in text.split(","))
+        }
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form name=number,name=number"
+        ) from None
+
+
+def train(options):
+    """Trains a net, on one device or several."""
+    from keras_fcn import devices
+
+    _check_resume(pathlib.Path(options.output) / "state", options.resume)
+    devices.run(_train, options.devices, options)
+
+
+def _check_resume(state, resume):
+    exists = state.is_dir() and any(state.glob("*.npz"))
+    if resume and not exists:
+        raise FileNotFoundError(
+            f"{state} holds no state of a training to go on with. Leave out --resume, "
+            "or name the --output folder of that training."
+        )
+    if exists and not resume:
+        raise ValueError(
+            f"{state} is the state of an earlier training; expected a new folder. Pass "
+            "--resume to go on with it, or another --output."
+        )
+
+
+def _train(options):
+    import keras
+
+    from keras_fcn import callbacks, devices, models, training
+    from keras_fcn.datasets.batches import Batches
+
+    keras.utils.set_random_seed(options.seed)
+    keras.config.set_dtype_policy(options.precision)
+    output = pathlib.Path(options.output)
+    recipe = _recipe(options.recipe)
+    _fill_in(options, recipe)
+    known = _label_sets(options)
+    source = source_of(options.data, options, label_sets=known, training=True)
+    data, validation = _validation_of(options), None
+    if data:
+        validation = source_of(data, options, label_sets=source.label_sets)
+    with busy(f"Building {options.backbone}-{options.stride}s"):
+        model = _net(options, source)
+    batches = _batches(options, source)
+    epochs = options.epochs or math.ceil(recipe.iterations / len(batches))
+    if options.fix_trunk:
+        training.fix_trunk(model)
+    weights = _class_weights(source, options.balance)
+    if recipe is None:
+        training.compile_modern(
+            model,
+            epochs * len(batches),
+            learning_rate=options.learning_rate,
+            class_weights=weights,
+        )
+    else:
+        rate = options.learning_rate or recipe.learning_rate
+        recipe = recipe._replace(learning_rate=rate)
+        training.compile_reference(model, recipe, class_weights=weights)
+    output.mkdir(parents=True, exist_ok=True)
+    snapshots = callbacks.Snapshots(output / "state", batches)
+    shown = _shown(output, epochs, batches, validation, snapshots)
+    for first, last in snapshots.stretches(model, epochs):
+        devices.distribute(model)
+        model.fit(
+            batches,
+            initial_epoch=first,
+            epochs=last,
+            shuffle=False,
+            verbose=0,
+            validation_data=validation
+            and Batches(validation, multiple=VALIDATION_MULTIPLE, shuffle=False),
+            callbacks=[callbacks.Averages(), callbacks.Divergence(), *shown],
+        )
+    if devices.is_first():
+        facts = {"labels": _labels_fact(source.label_sets)}
+        models.save_checkpoint(model, output / "model.h5", facts=facts)
+        callbacks.curves(output / "log.csv", output / "curves.png")
+        print(f"Wrote {output / 'model.h5'}, and curves.png beside it")
+        if validation:
+            looks, file = {}, output / "scores.json"
+            _score(data, model, validation, output / "model.h5", file, looks)
+
+
+def _recipe(name):
+    """The reference's recipe of a name, or None for the modern one."""
+    from keras_fcn.training import find_recipe
+
+    return None if name == "modern" else find_recipe(name)
+
+
+def _fill_in(options, recipe):
+    """Gives what was not said on the command line the recipe's values."""
+    if recipe is None:
+        options.epochs = options.epochs or EPOCHS
+        options.learning_rate = options.learning_rate or LEARNING_RATE
+    for name, value in (REFERENCE if recipe else MODERN).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if not options.crop:
+        options.scale = None
+
+
+def _label_sets(options):
+    """What --labels or --classes say of the labels: `{"": LabelSet}`, or None."""
+    from keras_fcn.labels import LABEL_SETS, LabelSet, voc_colormap
+
+    if options.labels and options.classes:
+        raise ValueError("Both --labels and --classes were given; expected one.")
+    if options.labels and options.labels not in LABEL_SETS:
+        raise ValueError(
+            f"--labels {options.labels} is no label set; expected one of "
+            f"{', '.join(LABEL_SETS)}. Name classes of your own with --classes."
+        )
+    if options.labels:
+        return {"": LABEL_SETS[options.labels]}
+    if options.classes:
+        names = tuple(options.classes)
+        return {"": LabelSet(names, voc_colormap(len(names)))}
+    return None
+
+
+def _labels_fact(label_sets):
+    """What a checkpoint says of its labels, in the manifest's field."""
+    from keras_fcn.labels import LABEL_SETS
+
+    known = {id(label_set): name for name, label_set in LABEL_SETS.items()}
+    facts = {
+        head: known.get(id(x), {"names": list(x.names), "palette": x.palette.tolist()})
+        for head, x in label_sets.items()
+    }
+    return facts[""] if facts.keys() == {""} else facts
+
+
+def _validation_of(options):
+    """What to validate on: DATA, or None."""
+    from keras_fcn.datasets import catalog
+
+    if options.validation or len(options.data) == 2:
+        return options.validation
+    name, _ = _dataset(options.data[0])
+    known = catalog.DATASETS[name]
+    return None if known.train == known.evaluate else [f"{name}/{known.evaluate}"]
+
+
+def _net(options, source):
+    from keras_fcn import models, weights
+
+    classes = {head: len(known.names) for head, known in source.label_sets.items()}
+    classes = classes[""] if classes.keys() == {""} else classes
+    pictures, _ = source[0]
+    if isinstance(pictures, dict):
+        if options.skip_scales:
+            raise ValueError("--skip-scales means nothing for a net of two streams.")
+        model = models.late_fusion(
+            options.backbone,
+            options.stride,
+            classes,
+            upsampling=options.upsampling,
+        )
+    else:
+        model = models.fcn(
+            options.backbone,
+            options.stride,
+            classes,
+            upsampling=options.upsampling,
+            skip_scales=options.skip_scales,
+            input_channels=pictures.shape[-1],
+            preprocessing=_preprocessing(options.data),
+        )
+    for start in options.init:
+        stream, _, name = start.rpartition("=")
+        stayed = weights.transplant(models.load_checkpoint(name), model, stream)
+        print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")
+    return model
+
+
+def _preprocessing(data):
+    """What the reference's net for a data set is fed; None for what `fcn` does."""
+    from keras_fcn import manifest
+    from keras_fcn.datasets import catalog
+
+    net = None if len(data) == 2 else catalog.DATASETS[_dataset(data[0])[0]].net
+    return net and manifest.checkpoint_info(net)["input"]
+
+
+def _class_weights(source, power):
+    from keras_fcn.datasets.batches import label_counts
+    from keras_fcn.training import balanced_weights
+
+    if not power:
+        return None
+    found = {}
+    for head, known in source.label_sets.items():
+        with busy("Counting labels"):
+            counts = label_counts(source, head)[: len(known.names)]
+        found[head] = balanced_weights(counts, power)
+    return found[""] if found.keys() == {""} else found
+
+
+def _batches(options, source):
+    from keras_fcn import devices
+    from keras_fcn.datasets.batches import Batches
+
+    return Batches(
+        source,
+        batch_size=options.batch_size,
+        crop=(options.crop, options.crop) if options.crop else None,
+        scale=options.scale,
+        mirror=options.mirror,
+        jitter=options.jitter,
+        color=(options.color,) * 3 if options.color else None,
+        keep=options.keep,
+        cell=options.stride,
+        replacement=options.replacement,
+        seed=options.seed,
+        cache=len(source) <= CACHED,
+        shard=devices.shard(),
+    )
+
+
+def _shown(output, epochs, batches, validation, snapshots):
+    """The callbacks that write files and show progress: those of the first process."""
+    from keras_fcn import callbacks, devices
+
+    if not devices.is_first():
+        return []
+    board = callbacks.TensorBoard(output / "tensorboard")
+    overlays = []
+    if validation:
+        folder = output / "overlays"
+        overlays = [callbacks.Overlays(validation, folder, board=board)]
+    return [
+        callbacks.Log(output / "log.csv"),
+        board,
+        *overlays,
+        snapshots,
+        callbacks.ProgressBar(epochs=epochs, batches=batches),
+    ]

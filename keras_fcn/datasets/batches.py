@@ -1,0 +1,427 @@
+"""Batches of a source for `model.fit`: one stream on TensorFlow, JAX and PyTorch.
+
+A *source* is a sequence: `source[i]` is a picture and its labels, `source.labels(i)`
+the labels alone, `source.ids[i]` a name, `source.label_sets` what the labels mean, by
+head. `folder.Folder` and `catalog.load` make them. A picture is (height, width, 3)
+uint8, RGB; (height, width, 4) float32, RGB and depth in millimetres; or a dict of
+such by stream. Labels are (height, width) uint8, 255 for void, or a dict by head.
+"""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+from keras import tree
+from PIL import Image
+
+from keras_fcn.labels import VOID
+
+# Around a picture that does not fill its window: the mean that the VOC nets subtract
+# (RGB) and that of the colour-depth net (mm), so that padding becomes the zeros with
+# which convolutions pad.
+MEAN_COLOR = (123, 117, 104)
+MEAN_DEPTH = 2550  # exp(7.844)
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's grey
+
+
+def label_counts(source, head=""):
+    """Counts the pixels of each label, as class weights are made of.
+
+    Args:
+        source: As above.
+        head: Whose labels, where there are several.
+
+    Returns:
+        (256,) int64.
+    """
+    counts = np.zeros(256, np.int64)
+    for i in range(len(source)):
+        labels = source.labels(i)[head] if head else source.labels(i)
+        counts += np.bincount(labels.ravel(), minlength=256)
+    return counts
+
+
+class Batches(keras.utils.PyDataset):
+    """Serves the pictures of a source and their labels as batches.
+
+    Without `crop` they are whole pictures, in the upper left corner of the largest one
+    of the batch. So `Batches(source)` is what the reference was trained on but for its
+    order: pictures one by one, as they are. JAX compiles anew for each size: with
+    `multiple=128` there are few. With `crop` a batch holds windows of that size at
+    random places. Where a window reaches beyond the picture the image is `MEAN_COLOR`
+    (and `MEAN_DEPTH`), the label void.
+
+    The order is drawn from `(seed, epoch)`, the changes to a picture from
+    `(seed, epoch, its place in the source)`: whichever thread reads it, a batch is a
+    function of the seed, the epoch and its index. Keras must therefore leave the order
+    alone:
+
+    ```python
+    source = Folder(pairs("images", "masks"), num_classes=11)
+    batches = Batches(source, batch_size=8, crop=(256, 256))
+    model.fit(batches, epochs=100, shuffle=False)
+    ```
+
+    A run that ended before batch 30 of epoch 7 goes on as if it had not:
+
+    ```python
+    batches.seek(7, batch=30)
+    model.fit(batches, initial_epoch=7, epochs=8, shuffle=False)
+    batches.seek(8)
+    model.fit(batches, initial_epoch=8, epochs=100, shuffle=False)
+    ```
+
+    Args:
+        source: A sequence of (picture, labels), as above.
+        batch_size: Pictures per batch; the last batch of an epoch may have fewer.
+        crop: (height, width) of the windows, or `None` for whole pictures.
+        multiple: What the sides of whole pictures are filled up to a multiple of.
+        scale: (lowest, highest) factor of a picture's size, drawn so that halving is
+            as likely as doubling. Needs `crop`.
+        mirror: Whether every second picture is mirrored, left to right.
+        jitter: Most pixels by which a whole picture is moved along each side, such as
+            32 (Long et al., 2015, section 4.3). Windows are at random places anyway.
+        color: Most that brightness, contrast and saturation change, such as
+            `(0.3, 0.3, 0.3)`: each is multiplied by 0.7 to 1.3. RGB alone; of a dict,
+            the stream "color".
+        keep: Share of the final cells whose loss counts, each drawn by itself: the
+            patchwise training of Long et al., 2015, section 4.3. See `sample_cells`.
+        cell: Pixels along each side of a final cell, for `keep`: the net's stride.
+        shuffle: Whether the pictures change places in every epoch.
+        replacement: Whether each picture is drawn from all of them, as the reference
+            does, so that an epoch holds some twice and others not.
+        seed: Integer from 0.
+        workers: Threads that read ahead of the training.
+        cache: Whether to keep the decoded pictures in memory.
+        shard: (rank, count) for one of several processes that share each batch: this
+            one reads every count-th picture of it. A batch that does not divide is cut.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        source,
+        *,
+        batch_size=1,
+        crop=None,
+        multiple=1,
+        scale=None,
+        mirror=False,
+        jitter=0,
+        color=None,
+        keep=1.0,
+        cell=32,
+        shuffle=True,
+        replacement=False,
+        seed=0,
+        workers=2,
+        cache=False,
+        shard=(0, 1),
+    ):
+        # Keras' own workers are not used: what they read while `fit` looks at a first
+        # batch, JAX and PyTorch train on later, in the wrong epoch (Keras 3.15).
+        super().__init__()
+        if scale is not None and not (crop and 0 < scale[0] <= scale[1]):
+            raise ValueError(
+                f"`scale` is {scale} and `crop` {crop}; expected (lowest, highest) "
+                "factors above 0, and the size of a window to cut out: pass both."
+            )
+        if color is not None and not (
+            len(color) == 3 and 0 <= min(color) <= max(color) <= 1
+        ):
+            raise ValueError(
+                f"`color` is {color}; expected the changes of brightness, contrast and "
+                "saturation, each 0 to 1, such as (0.3, 0.3, 0.3)."
+            )
+        if jitter and crop:
+            raise ValueError(
+                f"`jitter` is {jitter} and `crop` {crop}; expected one of them, as "
+                "windows are at random places anyway."
+            )
+        if not 0 < keep <= 1:
+            raise ValueError(f"`keep` is {keep}; expected a share above 0, at most 1.")
+        rank, count = shard
+        if not 0 <= rank < count <= batch_size:
+            raise ValueError(
+                f"`shard` is {shard} of batches of {batch_size}; expected a rank below "
+                "the count, and no more processes than pictures in a batch."
+            )
+        if not len(source):
+            raise ValueError("The source is empty; expected one picture at least.")
+        self.source, self.batch_size, self.shard = source, batch_size, shard
+        self.crop, self.multiple = crop, multiple
+        self.scale, self.mirror, self.jitter, self.color = scale, mirror, jitter, color
+        self.keep, self.cell = keep, cell
+        self.shuffle, self.replacement, self.seed = shuffle, replacement, seed
+        self._decoded = {} if cache else None
+        self._pool, self._ahead = ThreadPoolExecutor(workers), workers
+        self._pending, self._lock = {}, threading.Lock()
+        self._within, self._looks = False, 0
+        self.seek(0)
+
+    def seek(self, epoch, batch=0):
+        """Goes to an epoch, and to the batch of it that is now called 0.
+
+        An epoch that is entered halfway is as much shorter, and does not lead on to the
+        next one: `seek` that after it.
+        """
+        self.epoch, self.first = epoch, batch
+        self._asked = self._previous = 0
+
+    def __len__(self):
+        # A last batch of fewer pictures than processes would leave some with none.
+        whole, rest = divmod(len(self.source), self.batch_size)
+        return whole + (rest >= self.shard[1]) - self.first
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def num_batches(self):
+        """The number of batches, for Keras, which may then look at the first two."""
+        self._looks = 2
+        return len(self)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no batch {index}: there are {len(self)}.")
+        if self._within:
+            self._follow(index)
+        self._looks -= 1
+        count = len(self) + self.first
+        place = self.epoch * count + self.first + index
+        wanted = [divmod(place + i, count) for i in range(1 + self._ahead)]
+        with self._lock:
+            self._pending = {
+                key: self._pending.get(key) or self._pool.submit(self.batch, *key)
+                for key in wanted
+            }
+            batch = self._pending[wanted[0]]
+        if index == 1 and self._looks == 0 and not (self._within or self.crop):
+            # Keras on TensorFlow looks at two batches before the first epoch: sides in
+            # which these agree must agree in all others.
+            return tree.map_structure(_extended, batch.result())
+        return batch.result()
+
+    def on_epoch_begin(self):
+        """Notes that Keras begins a pass, be it only to look at the first batch."""
+        self._within = True
+
+    def on_epoch_end(self):
+        """Goes to the next epoch if all batches of this one have been asked for.
+
+        Keras calls this before the first epoch, too, and on JAX and PyTorch after a
+        look at the first batch: where that is the only one, the look counts as a pass.
+        """
+        self._within, self._looks = False, 0
+        if self._asked >= len(self) and not self.first:
+            self.seek(self.epoch + 1)
+
+    def order(self, epoch):
+        """Returns the places in the source, in the order in which an epoch has them."""
+        length = len(self.source)
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.replacement:
+            return rng.integers(length, size=length)
+        return rng.permutation(length) if self.shuffle else np.arange(length)
+
+    def batch(self, epoch, index):
+        """Reads a batch of any epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            index: Number of the batch in the whole epoch, from 0.
+
+        Returns:
+            Pictures, (batch, height, width, channels) float32, and labels,
+            (batch, height, width) int32, or dicts of them.
+        """
+        start, (rank, count) = index * self.batch_size, self.shard
+        chosen = self.order(epoch)[start : start + self.batch_size].tolist()
+        if count > 1:
+            chosen = chosen[: len(chosen) // count * count][rank::count]
+        read = [self._read(i) for i in chosen]
+        size = self.crop or [
+            math.ceil(max(lengths) / self.multiple) * self.multiple
+            for lengths in zip(*(_shape(labels) for _, labels in read), strict=True)
+        ]
+        samples = [
+            self._change((epoch, start + rank + i * count, place), size, *pair)
+            for i, (place, pair) in enumerate(zip(chosen, read, strict=True))
+        ]
+        return tree.map_structure(lambda *arrays: np.stack(arrays), *samples)
+
+    def _change(self, at, size, pictures, labels):
+        """Returns a picture and its labels as an epoch has them."""
+        epoch, turn, place = at
+        # 1 + place: to NumPy (seed, epoch, 0) is (seed, epoch), which draws the order.
+        key = (self.seed, epoch, 1 + place)
+        # Drawn twice in an epoch, a picture is to be changed in two ways.
+        rng = np.random.default_rng((*key, 1 + turn) if self.replacement else key)
+        shape = _shape(labels)
+        factor = math.exp(rng.uniform(*np.log(self.scale))) if self.scale else 1
+        scaled = [max(1, round(factor * length)) for length in shape]
+        corner = (0, 0)
+        if self.crop:
+            corner = _random_corner(rng, scaled, self.crop)
+        elif self.jitter:
+            corner = rng.integers(-self.jitter, self.jitter, 2, endpoint=True)
+        pictures, labels, inside = cut(pictures, labels, scaled, corner, size)
+        if self.color:
+            factors = rng.uniform(-1, 1, 3) * self.color + 1
+            pictures = _change_color(pictures, *factors)
+        step = -1 if self.mirror and rng.random() < 0.5 else 1
+        pictures, labels = (
+            tree.map_structure(lambda x: _laid(x, inside, size)[:, ::step], part)
+            for part in (pictures, labels)
+        )
+        if self.keep < 1:
+            labels = sample_cells(labels, self.keep, self.cell, rng)
+        return pictures, labels
+
+    def _follow(self, index):
+        """Counts a batch of the pass, and makes sure that Keras keeps to the order."""
+        if index not in (0, self._previous + 1):
+            raise ValueError(
+                f"Batch {index} was asked for after batch {self._previous}. Pass "
+                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch. "
+                "To look at a batch meanwhile, call `batch(epoch, index)`."
+            )
+        self._asked, self._previous = self._asked + 1, index
+
+    def _read(self, index):
+        if self._decoded is None:
+            return self.source[index]
+        if index not in self._decoded:
+            self._decoded[index] = self.source[index]
+        return self._decoded[index]
+
+
+def cut(pictures, labels, scaled, corner, size):
+    """Scales a picture and cuts a window out of it, pictures and labels alike.
+
+    Where n pixels are scaled to m cells, the centre of cell `i` is `(i + 1/2) n / m`
+    pixels from the edge. Its colour is interpolated around that point, and averaged
+    over the cell if the picture shrinks; its label is that of the pixel on which the
+    point lies: neither is shifted against the other, and labels are never mixed.
+
+    Args:
+        pictures: (height, width, channels), or a dict of such.
+        labels: (height, width), or a dict of such.
+        scaled: (height, width) of the whole picture once scaled, in cells.
+        corner: (row, column) of the window's upper left cell on the scaled picture;
+            negative where the window begins outside.
+        size: (height, width) of the window, in cells.
+
+    Returns:
+        The pictures and the labels of that part of the window that lies on the picture,
+        and the part: two slices of the window.
+    """
+    box, pixels, inside = [], [], []
+    for length, cells, start, extent in zip(
+        _shape(labels), scaled, corner, size, strict=True
+    ):
+        first, last = max(start, 0), max(min(start + extent, cells), 0)
+        box.append((first * length / cells, last * length / cells))
+        pixels.append(((np.arange(first, last) + 0.5) * length / cells).astype(int))
+        inside.append(slice(first - start, last - start))
+    rows, columns = pixels
+    return (
+        tree.map_structure(
+            lambda x: _zoomed(x, box, (len(rows), len(columns))), pictures
+        ),
+        tree.map_structure(lambda x: x[rows[:, None], columns], labels),
+        tuple(inside),
+    )
+
+
+def sample_cells(labels, keep, cell, rng):
+    """Makes a random choice of final cells void: patchwise training as loss sampling.
+
+    Each cell of `cell` by `cell` pixels is kept with probability `keep`, by itself. The
+    summed loss over what is left, divided by `keep`, is an unbiased estimate of that
+    over all; batches 1 / `keep` times as large have as many cells as before (Long et
+    al., 2015, section 4.3).
+
+    Args:
+        labels: (height, width) integers, or a dict of such, which share the choice.
+        keep: Probability, above 0.
+        cell: Pixels along each side.
+        rng: A `numpy.random.Generator`.
+
+    Returns:
+        The labels, 255 where they are not to count.
+    """
+    cells = [math.ceil(length / cell) for length in _shape(labels)]
+    kept = rng.random(cells) < keep
+    kept = kept.repeat(cell, axis=0).repeat(cell, axis=1)
+    height, width = _shape(labels)
+    return tree.map_structure(
+        lambda x: np.where(kept[:height, :width], x, np.asarray(VOID, x.dtype)), labels
+    )
+
+
+def _shape(labels):
+    """The (height, width) of labels, be they one map or a dict of them."""
+    return tree.flatten(labels)[0].shape
+
+
+def _zoomed(picture, box, size):
+    (top, bottom), (left, right) = box
+    box, size = (left, top, right, bottom), size[::-1]
+    if 0 in size:  # the window lies beside the picture
+        return np.zeros((*size[::-1], picture.shape[-1]), picture.dtype)
+    if picture.dtype == np.uint8:
+        image = Image.fromarray(picture)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box))
+    planes = [
+        Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR, box)
+        for plane in np.ascontiguousarray(picture.transpose(2, 0, 1))
+    ]
+    return np.stack(planes, axis=-1)
+
+
+def _laid(array, inside, size):
+    """Lays a part of a window, of a picture or of labels, into the window."""
+    if array.ndim == 2:
+        canvas = np.full(size, VOID, np.int32)
+    else:
+        mean = np.float32([*MEAN_COLOR, MEAN_DEPTH][: array.shape[-1]])
+        canvas = np.tile(mean, (*size, 1))
+    canvas[inside] = array
+    return canvas
+
+
+def _extended(array):
+    """A batch with a row and a column more, which do not count."""
+    edges = [(0, 0), (0, 1), (0, 1), (0, 0)][: array.ndim]
+    if array.ndim == 3:
+        return np.pad(array, edges, constant_values=VOID)
+    return np.pad(array, edges, mode="edge")
+
+
+def _random_corner(rng, scaled, size):
+    """Draws a window on the picture or, where that is smaller, around it."""
+    spare = [cells - extent for cells, extent in zip(scaled, size, strict=True)]
+    return [rng.integers(min(0, n), max(0, n), endpoint=True) for n in spare]
+
+
+def _change_color(image, brightness, contrast, saturation):
+    """Multiplies the brightness, the distance to mean grey and that to grey itself."""
+    if isinstance(image, dict):
+        color = _change_color(image["color"], brightness, contrast, saturation)
+        return {**image, "color": color}
+    if image.shape[-1] != 3:
+        raise ValueError(
+            f"`color` was given for a picture of {image.shape[-1]} channels; expected "
+            "RGB, as depth has no brightness: leave it out."
+        )
+    mix = saturation * np.eye(3) + (1 - saturation) * LUMA[:, None]
+    changed = np.float32(image) @ np.float32(brightness * contrast * mix)
+    grey = brightness * (1 - contrast) * image.mean()
+    return np.clip(changed + np.float32(grey), 0, 255)

@@ -1,0 +1,394 @@
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import re
+import tomllib
+import warnings
+
+import keras
+import numpy as np
+import oracle
+import pytest
+import test_manifest
+
+from keras_fcn import models, protocols, weights
+from keras_fcn.datasets.catalog import DATASETS
+from keras_fcn.labels import LABEL_SETS, VOID, LabelSet
+from keras_fcn.layers import Preprocess
+from keras_fcn.protocols import PROTOCOLS, Head, Protocol, judge
+
+NAN = float("nan")
+
+
+# The rules, each with a matrix worked out by hand: rows true, columns found
+
+
+def test_plain_means_count_a_class_that_is_absent_and_found_but_none_that_is_neither():
+    matrix = [
+        [6, 2, 0, 0],
+        [1, 4, 1, 0],
+        [0, 0, 0, 0],  # absent, and found once
+        [0, 0, 0, 0],  # neither
+    ]
+    found = judge(matrix, Head(), "abcd")
+    assert found["classes"] == ["a", "b", "c", "d"]
+    np.testing.assert_allclose(found["iou"], [6 / 9, 4 / 8, 0, NAN])
+    np.testing.assert_allclose(found["accuracy"], [6 / 8, 4 / 6, NAN, NAN])
+    assert found["pixel_accuracy"] == pytest.approx(10 / 14)
+    assert found["mean_accuracy"] == pytest.approx((6 / 8 + 4 / 6) / 2)
+    assert found["mean_iou"] == pytest.approx((6 / 9 + 4 / 8 + 0) / 3)
+    assert found["fw_iou"] == pytest.approx(8 / 14 * 6 / 9 + 6 / 14 * 4 / 8)
+    assert "without" not in found
+
+
+def matrix_of(names, counts):
+    """A confusion matrix from `{(true, found): pixels}`."""
+    matrix = np.zeros((len(names), len(names)), int)
+    for (true, found), pixels in counts.items():
+        matrix[names.index(true), names.index(found)] = pixels
+    return matrix
+
+
+def test_sift_flow_s_means_are_over_the_classes_of_the_truth():
+    names = LABEL_SETS["siftflow-sem"].names
+    counts = {
+        ("sky", "sky"): 60,
+        ("sky", "sea"): 10,
+        ("sky", "moon"): 10,  # costs sky, and nothing else
+        ("sea", "sea"): 20,
+        ("sea", "sky"): 5,
+        ("sand", "desert"): 15,
+    }
+    head = PROTOCOLS["siftflow"].heads["sem"]
+    found = judge(matrix_of(names, counts), head, names)
+    assert found["mean_accuracy"] == pytest.approx((60 / 80 + 20 / 25 + 0) / 3)
+    assert found["mean_iou"] == pytest.approx((60 / 85 + 20 / 35 + 0) / 3)
+    assert found["pixel_accuracy"] == pytest.approx(80 / 120)
+    assert found["iou"][names.index("moon")] == 0
+    plain = judge(matrix_of(names, counts), Head(), names)
+    assert plain["mean_iou"] == pytest.approx((60 / 85 + 20 / 35 + 0 + 0 + 0) / 5)
+
+
+def test_the_geometric_head_of_sift_flow_is_scored_by_its_pixel_accuracy():
+    names = LABEL_SETS["siftflow-geo"].names
+    head = PROTOCOLS["siftflow"].heads["geo"]
+    found = judge([[7, 1, 0], [0, 5, 3], [1, 0, 9]], head, names)
+    assert found["pixel_accuracy"] == pytest.approx(21 / 26)
+    assert found.keys() == {"pixel_accuracy", "iou", "accuracy", "classes"}
+
+
+def test_pascal_context_has_means_over_60_classes_and_over_59_from_the_same_counts():
+    names = LABEL_SETS["pascal-context"].names
+    counts = {
+        ("background", "background"): 50,
+        ("background", "sky"): 10,
+        ("sky", "sky"): 30,
+        ("sky", "background"): 10,
+        ("wood", "wood"): 8,
+        ("wood", "wall"): 2,
+    }
+    (head,) = PROTOCOLS["pascal-context"].heads.values()
+    found = judge(matrix_of(names, counts), head, names)
+    assert found["mean_accuracy"] == pytest.approx((50 / 60 + 30 / 40 + 8 / 10) / 3)
+    assert found["mean_iou"] == pytest.approx((50 / 70 + 30 / 50 + 8 / 10 + 0) / 4)
+    assert found["without"] == {
+        "classes": ["background"],
+        "mean_accuracy": pytest.approx((30 / 40 + 8 / 10) / 2),
+        "mean_iou": pytest.approx((30 / 50 + 8 / 10 + 0) / 3),
+    }
+
+
+# The data sets
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "images", "label_sets"),
+    [
+        ("voc2011", "seg11valid", 736, {"": "voc"}),
+        ("voc2012", "val", 1449, {"": "voc"}),
+        ("sbd", "val", 2857, {"": "voc"}),
+        ("nyudv2", "test", 654, {"": "nyud"}),
+        ("nyudv2-hha", "test", 654, {"": "nyud"}),
+        ("nyudv2-depth", "test", 654, {"": "nyud"}),
+        ("nyudv2-color-hha", "test", 654, {"": "nyud"}),
+        ("siftflow", "test", 200, {"sem": "siftflow-sem", "geo": "siftflow-geo"}),
+        ("pascal-context", "val", 5105, {"": "pascal-context"}),
+        ("camvid", "val", 101, {"": "camvid"}),
+    ],
+)
+def test_a_protocol_is_that_of_its_data_set(name, split, images, label_sets):
+    protocol = protocols.find(name)
+    assert (protocol.split, protocol.images) == (split, images)
+    assert list(protocol.heads) == list(label_sets)
+    for head, labels in label_sets.items():
+        assert set(protocol.heads[head].without) <= set(LABEL_SETS[labels].names)
+    for classes in re.findall(r"(\d+) classes", protocol.rule):
+        sizes = [len(LABEL_SETS[labels].names) for labels in label_sets.values()]
+        assert int(classes) in sizes
+
+
+def test_the_catalogue_has_the_same_data_sets_splits_and_heads():
+    assert DATASETS.keys() == PROTOCOLS.keys()
+    for name, dataset in DATASETS.items():
+        assert dataset.evaluate == PROTOCOLS[name].split
+        assert list(dataset.labels) == list(PROTOCOLS[name].heads)
+
+
+def test_every_protocol_says_its_rule_and_whose_it_is():
+    for protocol in PROTOCOLS.values():
+        for text in (protocol.title, protocol.rule, protocol.source):
+            assert text == text.strip() != ""
+
+
+def test_an_unknown_data_set_is_answered_with_near_ones():
+    with pytest.raises(ValueError, match="no protocol 'voc'; expected .*voc201"):
+        protocols.find("voc")
+
+
+# A record
+
+
+class Source(list):
+    """Samples as a list, with the classes of their labels."""
+
+    label_sets = {"": LabelSet(("red", "green", "blue"), None)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A net that finds the class of the highest of red, green and blue."""
+    image = keras.Input((None, None, 3))
+    x = Preprocess("RGB", [0, 0, 0], name="preprocess")(image)
+    score = keras.layers.Conv2D(3, 1, name="score")
+    output = score(x)
+    score.set_weights([np.eye(3).reshape(1, 1, 3, 3), np.zeros(3)])
+    return keras.Model(image, output, name="highest")
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Pictures of three sizes: 6 pixels are red, 4 found so, and 3 green, all found."""
+    found = [[[0, 0, 0]], [[0], [1], [1], [1], [1]], [[1, 2]]]
+    truth = [[[0, 0, 0]], [[0], [1], [1], [1], [0]], [[0, VOID]]]
+    pictures = [np.uint8(np.eye(3)[x] * 200) for x in found]
+    return Source(zip(pictures, map(np.uint8, truth), strict=True))
+
+
+STREETS = Protocol("my streets", "val", 3)
+
+
+@pytest.fixture(scope="module")
+def record(model, source):
+    return protocols.evaluate(STREETS, model, source)
+
+
+def test_a_record_has_the_scores_and_the_counts_they_are_of(record):
+    found = record["scores"]
+    assert found["confusion_matrix"] == [[4, 2, 0], [0, 3, 0], [0, 0, 0]]
+    assert found["classes"] == ["red", "green", "blue"]
+    np.testing.assert_allclose(found["iou"], [4 / 6, 3 / 5, NAN])
+    assert found["mean_iou"] == pytest.approx((4 / 6 + 3 / 5) / 2)
+    assert found["pixel_accuracy"] == pytest.approx(7 / 9)
+    assert (record["images"], record["expected_images"]) == (3, 3)
+    assert (record["rule"], record["source"]) == (STREETS.rule, STREETS.source)
+
+
+def test_a_record_says_with_what_it_was_made(record):
+    backend = keras.backend.backend()
+    assert record["versions"] == {
+        "keras_fcn": importlib.metadata.version("keras-fcn"),
+        "keras": importlib.metadata.version("keras"),
+        "backend": f"{backend} {importlib.metadata.version(backend)}",
+        "numpy": importlib.metadata.version("numpy"),
+    }
+    date = datetime.datetime.fromisoformat(record["date"])
+    age = datetime.datetime.now(datetime.UTC) - date
+    assert datetime.timedelta() <= age < datetime.timedelta(hours=1)
+
+
+def test_a_record_of_several_heads_has_each_by_its_own_rule(model, source):
+    lowest = keras.layers.Rescaling(-1.0)(model.output)
+    heads = keras.Model(model.input, {"sem": model.output, "geo": lowest})
+    both = Source((x, {"geo": labels, "sem": labels}) for x, labels in source)
+    both.label_sets = dict.fromkeys(["geo", "sem"], source.label_sets[""])
+    protocol = STREETS._replace(heads=PROTOCOLS["siftflow"].heads)
+    scores = protocols.evaluate(protocol, heads, both)["scores"]
+    assert list(scores) == ["sem", "geo"]
+    assert scores["sem"]["confusion_matrix"] == [[4, 2, 0], [0, 3, 0], [0, 0, 0]]
+    # The lowest of three, of which two are equal, is the first of these.
+    assert scores["geo"]["confusion_matrix"] == [[2, 4, 0], [3, 0, 0], [0, 0, 0]]
+    assert "mean_iou" in scores["sem"]
+    assert "mean_iou" not in scores["geo"]
+
+
+def test_a_record_of_many_sizes_is_reported_image_by_image(model, source):
+    done = []
+    protocols.evaluate(STREETS, model, source, progress=done.append)
+    assert done == [1, 2, 3]
+
+
+def test_other_images_than_the_protocol_s_are_warned_of_and_recorded(model, source):
+    protocol = STREETS._replace(images=5)
+    with pytest.warns(UserWarning, match="my streets val has 5 images, but 3 were"):
+        record = protocols.evaluate(protocol, model, source)
+    assert (record["images"], record["expected_images"]) == (3, 5)
+    assert protocols.what(record) == "my streets val, 3 of 5 images"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        protocols.evaluate(STREETS, model, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "words"),
+    [
+        ("voc2011", {"": "voc"}, "highest has classes: 3; expected 21, those of VOC"),
+        ("siftflow", {"sem": "siftflow-sem", "geo": "siftflow-geo"}, "33 sem, 3 geo"),
+        ("camvid", {"sem": "siftflow-geo"}, "has classes: 3; expected 3 sem"),
+        ("pascal-context", {"": "siftflow-geo"}, "are horizontal, sky, vertical; exp"),
+        ("siftflow", {"": "siftflow-geo"}, "expected those that the protocol of SIFT"),
+    ],
+)
+def test_nets_and_data_that_a_protocol_does_not_fit_are_refused(
+    name, heads, words, model, source
+):
+    other = Source(source)
+    other.label_sets = {head: LABEL_SETS[labels] for head, labels in heads.items()}
+    with pytest.raises(ValueError, match=words):
+        protocols.evaluate(PROTOCOLS[name], model, other)
+
+
+# Which weights
+
+
+def test_a_fingerprint_is_that_of_the_numbers_by_name():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="one")])
+    kernel, bias = np.float32([[1], [-2]]), np.float32([0.5])
+    model.layers[0].set_weights([kernel, bias])
+    text = b"one/bias float32 (1,)\n" + bias.tobytes()
+    text += b"one/kernel float32 (2, 1)\n" + kernel.tobytes()
+    assert protocols.fingerprint(model) == hashlib.sha256(text).hexdigest()
+
+
+def test_a_fingerprint_survives_a_file_and_no_change(tmp_path):
+    model, again = (models.fcn("alexnet", 32, 3, width=1 / 32) for _ in range(2))
+    weights.save(oracle.draw(model), tmp_path / "net.h5")
+    weights.load(again, tmp_path / "net.h5")
+    before = protocols.fingerprint(model)
+    assert protocols.fingerprint(again) == before
+    score = again.get_layer("score_fr")
+    score.bias.assign(score.bias + np.float32([0, 0, 1e-6]))
+    assert protocols.fingerprint(again) != before
+
+
+def test_a_record_names_the_weights_and_their_file(tmp_path, model, source):
+    path = tmp_path / "net.h5"
+    weights.save(model, path)
+    record = protocols.evaluate(STREETS, model, source, weights=path)
+    assert record["weights"]["sha256"] == protocols.fingerprint(model)
+    assert record["weights"]["file"] == {
+        "name": "net.h5",
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    assert protocols.evaluate(STREETS, model, source)["weights"]["file"] is None
+
+
+def test_weights_that_cannot_be_read_stop_before_the_evaluation(
+    tmp_path, model, source
+):
+    done, missing = [], tmp_path / "missing.h5"
+    with pytest.raises(OSError, match=r"missing\.h5"):
+        protocols.evaluate(
+            STREETS, model, source, weights=missing, progress=done.append
+        )
+    assert done == []
+
+
+# What is made of it
+
+
+def test_a_record_reads_back_as_it_was_but_null_for_nan(tmp_path, record):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    protocols.write(tmp_path / "a.json", record)
+    text = (tmp_path / "a.json").read_text("utf-8")
+    found = json.loads(text, parse_constant=refuse)
+    assert found["scores"]["iou"] == [4 / 6, 3 / 5, None]
+    for known in (found, record):
+        assert protocols.measured(known) == protocols.measured(record)
+        assert protocols.summary(known) == protocols.summary(record)
+    scores = {**found.pop("scores"), "iou": None, "accuracy": None}
+    assert scores == {**record["scores"], "iou": None, "accuracy": None}
+    assert found == {key: record[key] for key in found}
+    assert found.keys() == record.keys() - {"scores"}
+
+
+def test_measured_is_a_table_that_the_manifest_takes(record):
+    (table,) = tomllib.loads(protocols.measured(record)).values()
+    test_manifest.check_fields(table, "measured")
+    assert protocols.measured(record).startswith("measured    = { split = ")
+    assert table == protocols.measured_table(record)
+    assert table == {
+        "split": "my streets val, 3 images",
+        "version": importlib.metadata.version("keras-fcn"),
+        "pixel_accuracy": 77.78,
+        "mean_accuracy": 83.33,
+        "mean_iou": 63.33,
+        "fw_iou": 64.44,
+    }
+
+
+def test_measured_of_several_heads_is_that_of_the_first(record):
+    heads = {"sem": record["scores"], "geo": {**record["scores"], "mean_iou": 0.1}}
+    assert protocols.measured({**record, "scores": heads}) == protocols.measured(record)
+
+
+@pytest.mark.parametrize(
+    ("looks", "said"),
+    [
+        ({"mirror": True, "scales": [1]}, ", mirror images, too"),
+        ({"mirror": False, "scales": [0.75, 1.0]}, ", scales 0.75 1"),
+        ({"mirror": True, "scales": [2]}, ", mirror images, too, scales 2"),
+    ],
+)
+def test_measured_says_how_often_the_net_looked(looks, said, record, model, source):
+    found = protocols.evaluate(STREETS, model, source, **looks)
+    assert found["looks"] == looks
+    assert protocols.measured_table(found)["split"] == f"my streets val, 3 images{said}"
+
+
+def test_names_with_quotes_stay_names(record):
+    table = protocols.measured({**record, "data": 'my "streets" \\ é'})
+    (found,) = tomllib.loads(table).values()
+    assert found["split"].startswith('my "streets" \\ é val')
+
+
+def test_of_nothing_but_void_nothing_was_measured(model, source):
+    void = Source((x, np.full_like(labels, VOID)) for x, labels in source)
+    record = protocols.evaluate(STREETS, model, void)
+    with pytest.raises(ValueError, match="my streets val, 3 images no pixel was"):
+        protocols.measured(record)
+    assert "mean IU absent" in protocols.summary(record)
+
+
+def test_a_summary_says_each_class_and_all_means(record):
+    lines = protocols.summary(record).splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["red", "66.7"],
+        ["green", "60.0"],
+        ["blue", "absent"],
+    ]
+    assert lines[3] == (
+        "pixel accuracy 77.78, mean accuracy 83.33, mean IU 63.33, f.w. IU 64.44"
+    )
+    assert lines[4] == "(my streets val, 3 images)"
+
+
+def test_a_summary_has_second_means_and_heads(record):
+    judged = judge([[4, 1], [2, 3]], Head(without=("a",)), "ab")
+    text = protocols.summary({**record, "scores": {"sem": judged, "geo": judged}})
+    assert text.startswith("sem:\n  a ")
+    assert "\ngeo:\n  a " in text
+    assert text.count("without a: mean accuracy 60.00, mean IU 50.00") == 2
