@@ -200,7 +200,9 @@ def evaluate(options):
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(options.checkpoint)
     looks = {"mirror": options.mirror, "scales": options.scales}
-    path = checkpoints.path_of(options.checkpoint)
+    path = checkpoints.path_of(options.checkpoint) or checkpoints.locate(
+        model, checkpoints.Checkpoint(entry, name=options.checkpoint)
+    )
     _score(options.data, model, source, path, options.json, looks)
 
 
@@ -352,6 +354,7 @@ def _train(options):
     output = pathlib.Path(options.output)
     recipe = _recipe(options.recipe)
     _fill_in(options, recipe)
+    devices.share(options.batch_size)
     known = _label_sets(options)
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None
@@ -363,33 +366,25 @@ def _train(options):
     epochs = options.epochs or math.ceil(recipe.iterations / len(batches))
     if options.fix_trunk:
         training.fix_trunk(model)
-    weights = _class_weights(source, options.balance)
-    if recipe is None:
-        training.compile_modern(
-            model,
-            epochs * len(batches),
-            learning_rate=options.learning_rate,
-            class_weights=weights,
-        )
-    else:
-        rate = options.learning_rate or recipe.learning_rate
-        recipe = recipe._replace(learning_rate=rate)
-        training.compile_reference(model, recipe, class_weights=weights)
+    _compile(model, options, recipe, source, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
     snapshots = callbacks.Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
+    validated = validation and devices.fill(
+        Batches(validation, multiple=VALIDATION_MULTIPLE, shuffle=False)
+    )
     for first, last in snapshots.stretches(model, epochs):
         devices.distribute(model)
         model.fit(
-            batches,
+            devices.fill(batches),
             initial_epoch=first,
             epochs=last,
             shuffle=False,
             verbose=0,
-            validation_data=validation
-            and Batches(validation, multiple=VALIDATION_MULTIPLE, shuffle=False),
+            validation_data=validated,
             callbacks=[callbacks.Averages(), callbacks.Divergence(), *shown],
         )
+        devices.wait()  # until the first process has written its snapshot
     if devices.is_first():
         facts = {"labels": _labels_fact(source.label_sets)}
         models.save_checkpoint(model, output / "model.h5", facts=facts)
@@ -398,6 +393,17 @@ def _train(options):
         if validation:
             looks, file = {}, output / "scores.json"
             _score(data, model, validation, output / "model.h5", file, looks)
+
+
+def _compile(model, options, recipe, source, steps):
+    from keras_fcn import training
+
+    weights, rate = _class_weights(source, options.balance), options.learning_rate
+    if recipe is None:
+        training.compile_modern(model, steps, learning_rate=rate, class_weights=weights)
+    else:
+        recipe = recipe._replace(learning_rate=rate or recipe.learning_rate)
+        training.compile_reference(model, recipe, class_weights=weights)
 
 
 def _recipe(name):

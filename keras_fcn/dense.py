@@ -239,6 +239,7 @@ def _rarefied(layer, strides):
     if kind is layers.Conv2D:
         rate = _times(layer.dilation_rate, strides)
         config |= {"strides": (1, 1), "dilation_rate": rate}
+        config["kernel_initializer"] = "zeros"  # not drawn: the net's weights come in
         if all(before == after for before, after in pads):
             return [kind.from_config(config)]  # as Keras pads, too
         name = f"{layer.name}_pad"

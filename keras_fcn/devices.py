@@ -2,7 +2,7 @@
 
 `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow
 and `torch.nn.parallel.DistributedDataParallel` on PyTorch. Each device has the whole
-net and a part of each batch, and the steps are those of one device:
+net and a part of each batch, and the steps are those that one device would make:
 
 ```python
 def train():
@@ -42,10 +42,10 @@ GRACE = 5
 SEEDS_APART = 10_000_019
 
 
-def run(function, count, *arguments):
+def run(function, number, *arguments):
     """Calls a function whose trainings are to use several devices of this machine.
 
-    On JAX and TensorFlow it is called here. On PyTorch it is called in `count` new
+    On JAX and TensorFlow it is called here. On PyTorch it is called in `number` new
     processes, one a device: it must be importable, and a script that calls `run` needs
     `if __name__ == "__main__":`, as everywhere with `multiprocessing`. All of them
     stop when one dies; those that are not the first print nothing. A signal to stop
@@ -54,7 +54,7 @@ def run(function, count, *arguments):
 
     Args:
         function: Builds, compiles and fits.
-        count: How many devices. Those of a GPU's kind if there are any, else of a
+        number: How many devices. Those of a GPU's kind if there are any, else of a
             CPU's. With 1 no engine is used.
         arguments: Passed on; on PyTorch they are pickled.
 
@@ -66,16 +66,16 @@ def run(function, count, *arguments):
         OSError: If a process was killed, or the function raises it.
     """
     torch = keras.backend.backend() == "torch"
-    if count < 1:
-        raise ValueError(f"{count} devices were asked for; expected 1 or more.")
+    if number < 1:
+        raise ValueError(f"{number} devices were asked for; expected 1 or more.")
     if torch and "LOCAL_WORLD_SIZE" in os.environ:
-        return _run_under_torchrun(function, count, arguments)
-    if count == 1:
+        return _run_under_torchrun(function, number, arguments)
+    if number == 1:
         return function(*arguments)
     if torch:
-        return _run_processes(function, count, arguments)
+        return _run_processes(function, number, arguments)
     jax = keras.backend.backend() == "jax"
-    with (_jax_engine if jax else _tensorflow_engine)(count).scope():
+    with (_jax_engine if jax else _tensorflow_engine)(number).scope():
         return function(*arguments)
 
 
@@ -277,18 +277,18 @@ def _device():
 # JAX and TensorFlow
 
 
-def _jax_engine(count):
+def _jax_engine(number):
     found = keras.distribution.list_devices()
     _check(
-        count,
+        number,
         found,
         "Before Python starts, set XLA_FLAGS=--xla_force_host_platform_device_count="
-        f"{count} to make several of one CPU.",
+        f"{number} to make several of one CPU.",
     )
-    return keras.distribution.DataParallel(devices=found[:count])
+    return keras.distribution.DataParallel(devices=found[:number])
 
 
-def _tensorflow_engine(count):
+def _tensorflow_engine(number):
     import tensorflow as tf
 
     found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices(
@@ -296,17 +296,17 @@ def _tensorflow_engine(count):
     )
     found = [device.name for device in found]
     _check(
-        count,
+        number,
         found,
         "tf.config.set_logical_device_configuration makes several of one.",
     )
-    return tf.distribute.MirroredStrategy(found[:count])
+    return tf.distribute.MirroredStrategy(found[:number])
 
 
-def _check(count, found, remedy):
-    if count > len(found):
+def _check(number, found, remedy):
+    if number > len(found):
         raise ValueError(
-            f"{count} devices were asked for; expected at most {len(found)}, as "
+            f"{number} devices were asked for; expected at most {len(found)}, as "
             f"{keras.backend.backend()} finds {', '.join(map(str, found))}. {remedy}"
         )
 
@@ -347,13 +347,13 @@ def _predict_once(model):
 # PyTorch
 
 
-def _run_processes(function, count, arguments):
+def _run_processes(function, number, arguments):
     import torch
 
     gpus = torch.cuda.device_count()
     if gpus:
         names = [torch.cuda.get_device_name(i) for i in range(gpus)]
-        _check(count, names, "Ask for fewer.")
+        _check(number, names, "Ask for fewer.")
     # The processes meet here; port 0 is one that is free.
     store = torch.distributed.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
@@ -361,14 +361,14 @@ def _run_processes(function, count, arguments):
     errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     context = torch.multiprocessing.spawn(
         _process,
-        (count, store.port, errors, function, arguments),
-        nprocs=count,
+        (number, store.port, errors, function, arguments),
+        nprocs=number,
         join=False,
     )
     _wait(context, errors)
 
 
-def _process(rank, count, port, errors, function, arguments):
+def _process(rank, number, port, errors, function, arguments):
     """The life of one of the new processes."""
     import torch
 
@@ -378,8 +378,8 @@ def _process(rank, count, port, errors, function, arguments):
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -391,7 +391,7 @@ def _process(rank, count, port, errors, function, arguments):
         nowhere = silent.enter_context(open(os.devnull, "w"))
         silent.enter_context(contextlib.redirect_stdout(nowhere))
         silent.enter_context(contextlib.redirect_stderr(nowhere))
-    with silent, _group(rank, store=store, rank=rank, world_size=count):
+    with silent, _group(rank, store=store, rank=rank, world_size=number):
         try:
             function(*arguments)
         except (ValueError, OSError) as error:
@@ -401,11 +401,11 @@ def _process(rank, count, port, errors, function, arguments):
             sys.exit(128 + signal.SIGINT)
 
 
-def _run_under_torchrun(function, count, arguments):
+def _run_under_torchrun(function, number, arguments):
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    if count not in (1, here):
+    if number not in (1, here):
         raise ValueError(
-            f"{count} devices were asked for, but torchrun started {here} processes "
+            f"{number} devices were asked for, but torchrun started {here} processes "
             "on this machine; expected the same."
         )
     with _group(int(os.environ["LOCAL_RANK"])):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fcn import devices
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
 
@@ -15,7 +16,8 @@ from keras_fcn.metrics import SegmentationScores
 class WeightedCrossentropy(keras.losses.Loss):
     """The cross-entropy over the pixels of a batch, weighted by their classes.
 
-    The sum of weight times cross-entropy, divided by the sum of the weights; with
+    The sum of weight times cross-entropy, divided by the sum of the weights, of the
+    whole batch where several devices share it (see `devices`); with
     `reduction="sum"`, not divided, as the reference's heavy learning has it.
 
     Args:
@@ -48,7 +50,7 @@ class WeightedCrossentropy(keras.losses.Loss):
         loss = ops.sparse_categorical_crossentropy(truth, y_pred, from_logits=True)
         if self.reduction == "sum":
             return weight * loss
-        mean = ops.mean(weight)
+        mean = devices.mean(ops.mean(weight))
         return weight / ops.where(mean > 0, mean, 1) * loss
 
     def get_config(self):

@@ -6,6 +6,7 @@ processes on PyTorch.
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops, tree
+from PIL import Image
 
 from keras_fcn import devices
 from keras_fcn.callbacks import Snapshots, restore
@@ -26,7 +28,7 @@ VOID = 255
 CLASSES = 3
 STEPS = 4
 ROOT = pathlib.Path(__file__).parent.parent
-TIME_LIMIT = 300  # seconds
+TIME_LIMIT = 600  # seconds
 
 torch_only = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the others run in one process"
@@ -47,8 +49,8 @@ def source():
 
 
 def batches(pictures):
-    """One batch an epoch, each time of other pictures."""
-    return Batches(pictures, batch_size=4, replacement=True, shard=devices.shard())
+    """One batch an epoch: a step."""
+    return Batches(pictures, batch_size=4, shuffle=False, shard=devices.shard())
 
 
 def net(heads=("",), dropout=0.0, regularizer=None):
@@ -229,8 +231,8 @@ def run_for_long(callbacks):
     )
 
 
-def start(*arguments, command=()):
-    """Runs this file in a process of its own."""
+def start(*arguments, command=(), program=__file__):
+    """Runs this file, or another, in a process of its own, in the other's folder."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": keras.backend.backend(),
@@ -238,7 +240,8 @@ def start(*arguments, command=()):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     return subprocess.Popen(
-        [sys.executable, *command, __file__, *map(str, arguments)],
+        [sys.executable, *command, program, *map(str, arguments)],
+        cwd=pathlib.Path(program).parent,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -379,6 +382,37 @@ def test_processes_that_torchrun_started_meet(tmp_path):
 def test_more_devices_than_there_are_is_an_error():
     with pytest.raises(ValueError, match=r"99 devices .* at most \d+, as \w+ finds"):
         devices.run(source, 99)
+
+
+LOGICAL_DEVICES = """
+import keras
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+"""
+
+
+@pytest.mark.slow
+def test_the_script_of_the_docs_runs(tmp_path):
+    page = (ROOT / "docs" / "devices.md").read_text()
+    block, *_ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    call = "devices.run(train, 2, 60, 8)"
+    assert call in block
+    block = block.replace(call, "devices.run(train, 2, 1, 2)").replace("256", "32")
+    (tmp_path / "script.py").write_text(LOGICAL_DEVICES + block)
+    rng = np.random.default_rng(0)
+    for folder, shape, top in (("images", (40, 50, 3), 256), ("masks", (40, 50), 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            array = rng.integers(0, top, shape, np.uint8)
+            Image.fromarray(array).save(tmp_path / folder / f"{i}.png")
+    status, _, errors = finish(start(program=tmp_path / "script.py"))
+    assert status == 0, errors
+    assert (tmp_path / "model.h5").exists()
+    assert (tmp_path / "log.csv").read_text().count("\n") == 2  # header and epoch
 
 
 # Without an engine

@@ -167,10 +167,12 @@ def _serve():
         from scipy.io import loadmat
     except ImportError as error:
         return _answer(False, str(error).encode())
-    _limit_memory()
+    _limit("AS", MEMORY)
+    _limit("CORE", 0)
     _answer(True, b"")
     for line in sys.stdin.buffer:
-        _limit_time()
+        # The parent has its own clock; this one is for when the parent is gone.
+        _limit("CPU", int(time.process_time()) + SECONDS + 1)
         try:
             path, name = json.loads(line)
             array = _label_map(_variable(loadmat, path, name))
@@ -188,22 +190,15 @@ def _answer(sound, data):
     sys.stdout.buffer.flush()
 
 
-def _limit_memory():
-    if sys.platform == "linux":  # elsewhere it is refused, or not obeyed
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _limit_time():
-    """Lets the processor work for `SECONDS` more, should the parent be gone."""
+def _limit(what, value):
+    """Limits a resource of this process on Linux; elsewhere limits are not obeyed."""
     if sys.platform == "linux":
         import resource
 
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        soft = int(time.process_time()) + SECONDS + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+        kind = getattr(resource, f"RLIMIT_{what}")
+        hard = resource.getrlimit(kind)[1]
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (soft, hard))
 
 
 class _Unfit(Exception):
