@@ -73,8 +73,8 @@ class Snapshots(keras.callbacks.Callback):
     `restore` needs so that the training goes on as if it had never stopped. In between
     is every so many minutes, and when the process is told to end: SIGINT (Ctrl-C) and
     SIGTERM wait for the batch to end, and a second one a second later does not. Then
-    `fit` raises `KeyboardInterrupt` or `SystemExit(143)`. While an epoch is validated
-    there is nothing to write, and the training goes on from the snapshot before.
+    `fit` raises `KeyboardInterrupt` or `SystemExit(143)`. Before the first batch and
+    in a validation nothing is written: the training goes on from the snapshot before.
 
     The two newest files are kept, `epoch-0003-batch-000120.npz` being 120 batches into
     the fourth epoch. Each appears whole or not at all, and holds a hash of its content.
@@ -133,7 +133,7 @@ class Snapshots(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Minds signals, where Python delivers them: in the main thread."""
-        self._written, self._signal = time.monotonic(), None
+        self._written, self._signal, self._trained = time.monotonic(), None, False
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
                 number: signal.signal(number, self._on_signal)
@@ -163,6 +163,7 @@ class Snapshots(keras.callbacks.Callback):
             ValueError: As in `on_epoch_end`.
             OSError: As in `on_epoch_end`.
         """
+        self._trained = True
         due = time.monotonic() - self._written >= 60 * self.minutes
         last = batch + 1 == self.params["steps"]  # what follows it is the epoch's end
         if last or not (due or self._signal):
@@ -191,6 +192,8 @@ class Snapshots(keras.callbacks.Callback):
         now = time.monotonic()
         if self._signal is None:
             self._signal = number, now
+            if not self._trained:  # the first batch may take long: it is compiled
+                self._end_if_told()
         elif now - self._signal[1] > 1:  # one Ctrl-C may arrive twice, by two ways
             self._end_if_told()
 

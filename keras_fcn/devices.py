@@ -24,10 +24,13 @@ that was set up otherwise, for several machines.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
@@ -374,6 +377,9 @@ def _process(rank, number, port, errors, function, arguments):
 
     if os.name == "posix":
         os.setpgrp()  # Ctrl-C reaches the parent alone, which passes it on once
+    if rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when the first does
+    threading.Thread(target=_end_with_parent, args=(rank,), daemon=True).start()
     # As torchrun sets them, for libraries that look there.
     os.environ |= {
         "RANK": str(rank),
@@ -399,6 +405,13 @@ def _process(rank, number, port, errors, function, arguments):
             raise
         except KeyboardInterrupt:  # which torch takes for a good end
             sys.exit(128 + signal.SIGINT)
+
+
+def _end_with_parent(rank):
+    # torch sends SIGINT then, which is ignored where a shell does not wait for it.
+    multiprocessing.parent_process().join()
+    time.sleep(GRACE if rank else 0)  # the first may save
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run_under_torchrun(function, number, arguments):

@@ -172,7 +172,9 @@ class SegmentationScores(keras.metrics.Metric):
 
     def matrix(self):
         """Returns the confusion matrix so far, (classes, classes) int64, NumPy."""
-        high, low = (ops.convert_to_numpy(v.value) for v in (self.millions, self.ones))
+        # Copies, for TensorFlow has one on each of several devices.
+        copies = [ops.copy(v.value) for v in (self.millions, self.ones)]
+        high, low = map(ops.convert_to_numpy, copies)
         return high.astype("int64") * 2**_LOW + low
 
     def result(self):

@@ -262,7 +262,8 @@ def to_numpy(variable):
     Args:
         variable: A `keras.Variable`.
     """
-    array = keras.ops.convert_to_numpy(variable.value)
+    # A copy, for TensorFlow has one on each of several devices, unknown to NumPy.
+    array = keras.ops.convert_to_numpy(keras.ops.copy(variable.value))
     # Neither HDF5 nor NumPy's files have a type for bfloat16.
     return array.astype("float32") if array.dtype.kind == "V" else array
 

@@ -796,12 +796,13 @@ def test_a_file_that_may_not_grow_leaves_the_earlier_snapshots(folder, target):
 def test_a_full_disk_ends_a_training_whose_earlier_snapshot_loads(
     faults, whole, target, trainings, tmp_path
 ):
-    size = callbacks._path(whole[0] / "all", 0, 1).stat().st_size
+    page = 4096  # bytes, of which such a disk is made
+    size = callbacks._path(whole[0] / "all", 0, 1).stat().st_size // page + 1
 
     def check(part):
-        # Room for one snapshot and a part of the next one, or of a third one.
-        room = (1.1 + 1.8 * part / 20) * size + 2**14
-        options = ["-t", "tmpfs", "-o", f"size={int(room)}", "tmpfs", str(tmp_path)]
+        # Room for one snapshot and a part of the next one, up to almost three.
+        room = page * round(np.linspace(size + 2, 3 * size - 1, 20)[part])
+        options = ["-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(tmp_path)]
         if os.getuid() or subprocess.run(["mount", *options], check=False).returncode:
             pytest.skip("A full disk takes a small one, which only root can mount.")
         try:
@@ -960,6 +961,20 @@ def test_told_to_end_in_a_validation_a_training_ends(whole, tmp_path):
     same_as_whole(tmp_path, whole, train(tmp_path))
 
 
+def test_told_to_end_within_the_first_batch_a_training_ends_at_once(tmp_path):
+    ends = []
+
+    class First(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            ends.append(batch)
+
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path, before=[First()])
+    assert (caught.value.code, ends, position(tmp_path)) == (143, [], [])
+
+
 def test_told_to_end_within_the_last_batch_a_training_ends_with_the_epoch(tmp_path):
     fault = fault_of(("SIGTERM", 1), 4, "begin")
     with pytest.raises(SystemExit):
@@ -992,6 +1007,8 @@ def test_told_twice_with_a_second_between_a_training_ends_at_once(tmp_path):
 
     class Slow(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
+            if batch == 0:
+                return
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1.1)
             ends.append("told once")

@@ -323,14 +323,26 @@ def test_one_picture_has_one_answer(case, one, two):
 # Processes
 
 
-def gone(folder):
-    """Returns whether the processes that noted themselves have ended."""
+def left(folder):
+    """Returns the processes that have noted themselves and have not ended."""
     numbers = [int(file.name.split("-")[1]) for file in folder.glob("process-*")]
     assert len(numbers) == 2
-    for number in numbers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(number, 0)
+    return [number for number in numbers if lives(number)]
+
+
+def lives(number):
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
     return True
+
+
+def wait_for(condition):
+    give_up = time.monotonic() + TIME_LIMIT
+    while not condition() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert condition()
 
 
 @torch_only
@@ -345,7 +357,7 @@ def test_all_processes_end_when_one_is_killed(tmp_path):
     status, _, errors = finish(start("is_killed", tmp_path))
     assert status == 1
     assert "OSError: A process of 2 was ended by SIGKILL" in errors.splitlines()[-1]
-    assert gone(tmp_path)
+    assert not left(tmp_path)
 
 
 @torch_only
@@ -355,16 +367,28 @@ def test_all_processes_end_when_one_is_killed(tmp_path):
 def test_the_first_process_may_save_when_all_are_to_stop(number, tmp_path):
     process = start("is_stopped", tmp_path)
     assert process.stdout.readline() == "This is 0 2\n"
-    give_up = time.monotonic() + TIME_LIMIT
-    while not any(tmp_path.glob("state/*.npz")) and time.monotonic() < give_up:
-        time.sleep(0.1)
+    wait_for(lambda: any(tmp_path.glob("state/*.npz")))
     process.send_signal(number)
     status, out, _ = finish(process)
     # Python's own way to end by Ctrl-C is to die of the signal.
     assert status == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143}[number]
     assert out == ""
-    assert gone(tmp_path)
+    assert not left(tmp_path)
     assert restore(modern(), tmp_path / "state")[0] > 0
+
+
+@torch_only
+@pytest.mark.slow
+def test_no_process_is_left_when_the_one_that_waits_is_killed(tmp_path):
+    # As a shell starts what it does not wait for.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start("is_stopped", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    wait_for(lambda: any(tmp_path.glob("state/*.npz")))
+    process.kill()
+    wait_for(lambda: not left(tmp_path))
 
 
 @torch_only
