@@ -7,7 +7,8 @@
 CAMVID holds {train,val}/{images,labels}, 480 x 360, void 11. Every row is one command
 of `keras-fcn train`, which is printed, and goes on where it was stopped; then
 `keras-fcn evaluate` on val. Rows that are there already are not trained again. The
-picture is the paper's figure 4: one image of val, what each net says of it, the truth.
+picture is the paper's figure 4: one image of val, what each net says of it, the truth;
+with --nets-only without the image and the truth, which are not ours to publish.
 """
 
 import argparse
@@ -54,12 +55,12 @@ def row(camvid, run, name):
     if not scores.exists():
         data = [*folders(camvid, "val"), "--relabel", "11=255"]
         keras_fcn("evaluate", *data, "--checkpoint", model, "--json", scores)
-    found = json.loads(scores.read_text())
+    found = dict(json.loads(scores.read_text())["scores"])
     found["seconds"] = clock.read_text() if clock.exists() else "resumed"
     return found
 
 
-def picture(camvid, runs, names, path):
+def picture(camvid, runs, names, path, nets_only):
     """Draws one image of val, what each net says of it, and the truth."""
     from keras_fcn import colorize, load_checkpoint, segment
     from keras_fcn.images import read_image, read_labels, save_image
@@ -72,10 +73,12 @@ def picture(camvid, runs, names, path):
     palette = LABEL_SETS["camvid"].palette
     found = [segment(load_checkpoint(runs / n / "model.h5"), image) for n in names]
     panels = [image, *(colorize(x, palette) for x in (*found, truth))]
+    if nets_only:
+        panels = panels[1:-1]
     gap = np.full((image.shape[0], 6, 3), 255, np.uint8)
     parts = [part for panel in panels for part in (panel, gap)][:-1]
     save_image(path, np.concatenate(parts, axis=1))
-    print(f"Wrote {path}: the image, {', '.join(names)}, the truth")
+    print(f"Wrote {path}: {', '.join(names)}")
 
 
 def main():
@@ -85,9 +88,11 @@ def main():
     parser.add_argument("runs", type=pathlib.Path)
     parser.add_argument("rows", nargs="*", default=ROWS)
     parser.add_argument("--picture", help="file to draw instead of a table")
+    parser.add_argument("--nets-only", action="store_true")
     options = parser.parse_args()
     if options.picture:
-        picture(options.camvid, options.runs, options.rows, options.picture)
+        places = options.camvid, options.runs
+        picture(*places, options.rows, options.picture, options.nets_only)
         return
     rows = {n: row(options.camvid, options.runs / n, n) for n in options.rows}
     print("| net | pixel accuracy | mean accuracy | mean IU | f.w. IU | seconds |")

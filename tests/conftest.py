@@ -8,6 +8,13 @@ import keras  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget():
+    """Lets go of a module's nets: TensorFlow keeps the graphs of all, gigabytes."""
+    yield
+    keras.utils.clear_session()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)

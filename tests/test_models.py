@@ -577,9 +577,8 @@ def one_convolution():
     [
         one_convolution,
         lambda: models.classifier("vgg16", 5, width=1e-6),
-        lambda: models.late_fusion("vgg16", width=1e-6),
     ],
-    ids=["mine", "classifier", "late_fusion"],
+    ids=["mine", "classifier"],
 )
 def test_another_model_than_those_of_fcn_has_no_description(make):
     model = make()
