@@ -827,6 +827,7 @@ def stand_in(number):
     return types.SimpleNamespace(layers=[part], optimizer=part, metrics_variables=[])
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's: it only writes
 def test_killed_while_it_writes_a_process_leaves_the_last_snapshot_or_the_one_before(
     faults, tmp_path
 ):
