@@ -71,10 +71,11 @@ class Snapshots(keras.callbacks.Callback):
 
     Weights, optimizer, seeds of Dropout, scores so far, epoch and batch: what
     `restore` needs so that the training goes on as if it had never stopped. In between
-    is every so many minutes, and when the process is told to end: SIGINT (Ctrl-C) and
-    SIGTERM wait for the batch to end, and a second one a second later does not. Then
-    `fit` raises `KeyboardInterrupt` or `SystemExit(143)`. Before the first batch and
-    in a validation nothing is written: the training goes on from the snapshot before.
+    is every so many minutes, and when the process is told to end by SIGINT (Ctrl-C) or
+    SIGTERM: these wait for the batch to end, the first of which is compiled and may
+    take long; then `fit` raises `KeyboardInterrupt` or `SystemExit(143)`. In a
+    validation nothing is written: the training goes on from the snapshot before. Nor
+    does kill -9 harm the files.
 
     The two newest files are kept, `epoch-0003-batch-000120.npz` being 120 batches into
     the fourth epoch. Each appears whole or not at all, and holds a hash of its content.
@@ -133,7 +134,7 @@ class Snapshots(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Minds signals, where Python delivers them: in the main thread."""
-        self._written, self._signal, self._trained = time.monotonic(), None, False
+        self._written, self._signal = time.monotonic(), None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
                 number: signal.signal(number, self._on_signal)
@@ -163,7 +164,6 @@ class Snapshots(keras.callbacks.Callback):
             ValueError: As in `on_epoch_end`.
             OSError: As in `on_epoch_end`.
         """
-        self._trained = True
         due = time.monotonic() - self._written >= 60 * self.minutes
         last = batch + 1 == self.params["steps"]  # what follows it is the epoch's end
         if last or not (due or self._signal):
@@ -189,20 +189,15 @@ class Snapshots(keras.callbacks.Callback):
         self._end_if_told()
 
     def _on_signal(self, number, frame):
-        now = time.monotonic()
-        if self._signal is None:
-            self._signal = number, now
-            if not self._trained:  # the first batch may take long: it is compiled
-                self._end_if_told()
-        elif now - self._signal[1] > 1:  # one Ctrl-C may arrive twice, by two ways
-            self._end_if_told()
+        # Raised here, an error would find weights half-way through a step.
+        self._signal = self._signal or number
 
     def _end_if_told(self):
         if self._signal:
             self.on_train_end()
-            if self._signal[0] == signal.SIGINT:
+            if self._signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise SystemExit(128 + self._signal[0])
+            raise SystemExit(128 + self._signal)
 
     def _write(self, epoch, batch):
         self.folder.mkdir(parents=True, exist_ok=True)

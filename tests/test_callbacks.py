@@ -965,20 +965,6 @@ def test_told_to_end_in_a_validation_a_training_ends(whole, tmp_path):
     same_as_whole(tmp_path, whole, train(tmp_path))
 
 
-def test_told_to_end_within_the_first_batch_a_training_ends_at_once(tmp_path):
-    ends = []
-
-    class First(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
-            ends.append(batch)
-
-    with pytest.raises(SystemExit) as caught:
-        train(tmp_path, before=[First()])
-    assert (caught.value.code, ends, position(tmp_path)) == (143, [], [])
-
-
 def test_told_to_end_within_the_last_batch_a_training_ends_with_the_epoch(tmp_path):
     fault = fault_of(("SIGTERM", 1), 4, "begin")
     with pytest.raises(SystemExit):
@@ -1004,25 +990,6 @@ def test_without_batches_whole_epochs_are_written(tmp_path):
     with pytest.raises(SystemExit):
         model.fit(**data, callbacks=[fault_of(("SIGTERM", 1), 0, "begin"), snapshots])
     assert callbacks._positions(tmp_path) == [(1, 0)]
-
-
-def test_told_twice_with_a_second_between_a_training_ends_at_once(tmp_path):
-    ends = []
-
-    class Slow(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            if batch == 0:
-                return
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1.1)
-            ends.append("told once")
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-            ends.append("told twice")
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, before=[Slow()])
-    assert ends == ["told once"]
 
 
 @pytest.mark.skipif(not FULL, reason="takes processes: benchmarks/fault_training.py")
