@@ -4,7 +4,7 @@ import oracle
 import pytest
 from keras import layers
 
-import keras_fcn
+from keras_fcn import models
 from keras_fcn.dense import (
     DilatedAveragePooling2D,
     DilatedMaxPooling2D,
@@ -288,7 +288,9 @@ DEPTHS = {
 
 
 def classifier(backbone):
-    return oracle.draw(keras_fcn.classifier(backbone, 3, width=1 / 32))
+    # Built without drawing numbers first, which JAX compiles for each layer.
+    net = {"builder": "classifier", "backbone": backbone, "num_classes": 3}
+    return oracle.draw(models.build({"model": {**net, "width": 1 / 32}}))
 
 
 @pytest.mark.parametrize("backbone", DEPTHS)
