@@ -382,7 +382,7 @@ def _train(options):
             shuffle=False,
             verbose=0,
             validation_data=validated,
-            callbacks=[callbacks.Averages(), callbacks.Divergence(), *shown],
+            callbacks=[callbacks.Averages(), callbacks.Divergence(batches), *shown],
         )
         devices.wait()  # until the first process has written its snapshot
     if devices.is_first():

@@ -91,7 +91,7 @@ def test_predict_writes_labels_colours_and_overlay_of_files_and_folders(
     assert f"grey.jpg: {commonest} " in capsys.readouterr().out
 
 
-def test_evaluate_agrees_with_counting_by_hand(tmp_path, capsys, street, checkpoint):
+def test_evaluate_agrees_with_counting_by_hand(tmp_path, street, checkpoint):
     file = tmp_path / "scores.json"
     options = ["--checkpoint", checkpoint, "--relabel", "9=255", "--json", str(file)]
     assert main(["evaluate", *street, *options]) == 0
@@ -110,8 +110,17 @@ def test_evaluate_agrees_with_counting_by_hand(tmp_path, capsys, street, checkpo
     assert result["images"] == 4
     assert result["scores"]["accuracy"][2] is None  # class 2 does not occur
     assert result["weights"]["file"]["sha256"] == files.measure(checkpoint)["sha256"]
-    warning = capsys.readouterr().err.splitlines()[-1]  # the net is a random one
-    assert warning.startswith("keras-fcn: warning: fcn8s_googlenet finds class ")
+
+
+def test_a_net_that_finds_one_class_everywhere_is_warned_of(tmp_path, capsys, street):
+    model = models.fcn("googlenet", 32, 3, width=1 / 16)
+    model.get_layer("score_fr").bias.assign([0, 1, 0])  # its kernel is zero
+    path = str(tmp_path / "net.h5")
+    models.save_checkpoint(model, path)
+    assert main(["evaluate", *street, "--relabel", "9=255", "--checkpoint", path]) == 0
+    warnings = [x for x in capsys.readouterr().err.splitlines() if "warning" in x]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("keras-fcn: warning: fcn32s_googlenet finds class 1 ")
 
 
 @pytest.fixture
@@ -172,6 +181,9 @@ class _Killed(BaseException):
 
 
 class _Stop(keras.callbacks.Callback):
+    def __init__(self, batches):
+        super().__init__()
+
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
             raise _Killed
