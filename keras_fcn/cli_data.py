@@ -436,6 +436,11 @@ def _label_sets(options):
             f"--labels {options.labels} is no label set; expected one of "
             f"{', '.join(LABEL_SETS)}. Name classes of your own with --classes."
         )
+    if (options.labels or options.classes) and len(options.data) == 1:
+        raise ValueError(
+            f"--labels or --classes was given for {options.data[0]}, whose classes are "
+            "known; leave it out."
+        )
     if options.labels:
         return {"": LABEL_SETS[options.labels]}
     if options.classes:

@@ -211,6 +211,11 @@ def test_check_data_says_what_looks_wrong(capsys, street):
             ["train", "{images}", "{masks}", "--output", "o", "--classes", "a", "b"],
             "label 9",
         ),
+        (["train", "camvid", "--output", "o", "--classes", "a"], "leave it out"),
+        (["train", "camvit", "--output", "o"], "expected camvid"),
+        (["train", "{images}", "--output", "o"], "a folder of masks"),
+        (["train", "camvid", "--output", "o", "--relabel", "11=255"], "--relabel"),
+        (["evaluate", "camvid", "--data-dir", "none"], "keras-fcn prepare camvid"),
         (["check-data", "{images}", "nowhere"], None),
     ],
 )
