@@ -282,6 +282,11 @@ def add_training(command, backbones, strides):
         "--upsampling", default="bilinear", choices=("bilinear", "learned")
     )
     net.add_argument("--fix-trunk", action="store_true", help="train the scores alone")
+    net.add_argument(
+        "--batch-norm",
+        action="store_true",
+        help="normalise in training, and fold that into the convolutions at the end",
+    )
     how = command.add_argument_group(
         "the recipe",
         "Numbers in brackets are those of the modern recipe and of the reference's.",
@@ -295,7 +300,11 @@ def add_training(command, backbones, strides):
     add("--mirror", action=argparse.BooleanOptionalAction, help="(yes; no)")
     add("--jitter", type=int, default=0, help="pixels, for whole pictures (0; 0)")
     add("--color", type=float, help="change of brightness and the like (0.4; 0)")
+    add("--tint", type=float, default=0.0, help="change of each primary colour (0; 0)")
+    add("--blur", type=float, default=0.0, help="up to so many pixels (0; 0)")
+    add("--noise", type=float, default=0.0, help="up to so many grey levels (0; 0)")
     add("--balance", type=float, help="0: none, 1: median frequency (0.5; 0)")
+    add("--jaccard", type=float, default=0.0, help="share of 1 - mean IU (0; none)")
     add("--keep", type=float, default=1.0, help="share of cells that count (1; 1)")
     add(
         "--replacement",
@@ -356,6 +365,11 @@ def _train(options):
     _fill_in(options, recipe)
     devices.share(options.batch_size)
     known = _label_sets(options)
+    if options.batch_norm and options.devices > 1:
+        raise ValueError(
+            f"--batch-norm was given with --devices {options.devices}, each of which "
+            "would normalise its own part of a batch; leave one of them out."
+        )
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None
     if data:
@@ -363,6 +377,8 @@ def _train(options):
     with busy(f"Building {options.backbone}-{options.stride}s"):
         model = _net(options, source)
     batches = _batches(options, source)
+    if options.batch_norm and options.init:
+        models.fit_batch_norm(model, batches.batch(0, 0)[0])
     epochs = options.epochs or math.ceil(recipe.iterations / len(batches))
     if options.fix_trunk:
         training.fix_trunk(model)
@@ -386,6 +402,8 @@ def _train(options):
         )
         devices.wait()  # until the first process has written its snapshot
     if devices.is_first():
+        if options.batch_norm:
+            model = models.fold_batch_norm(model)
         facts = {"labels": _labels_fact(source.label_sets)}
         models.save_checkpoint(model, output / "model.h5", facts=facts)
         callbacks.curves(output / "log.csv", output / "curves.png")
@@ -400,8 +418,20 @@ def _compile(model, options, recipe, source, steps):
 
     weights, rate = _class_weights(source, options.balance), options.learning_rate
     if recipe is None:
-        training.compile_modern(model, steps, learning_rate=rate, class_weights=weights)
+        training.compile_modern(
+            model,
+            steps,
+            learning_rate=rate,
+            class_weights=weights,
+            jaccard=options.jaccard,
+            averaging=None if options.batch_norm else 0.1,
+        )
     else:
+        if options.jaccard:
+            raise ValueError(
+                f"--jaccard was given with --recipe {options.recipe}, whose loss is "
+                "the reference's; leave one of them out."
+            )
         recipe = recipe._replace(learning_rate=rate or recipe.learning_rate)
         training.compile_reference(model, recipe, class_weights=weights)
 
@@ -479,8 +509,10 @@ def _net(options, source):
     classes = classes[""] if classes.keys() == {""} else classes
     pictures, _ = source[0]
     if isinstance(pictures, dict):
-        if options.skip_scales:
-            raise ValueError("--skip-scales means nothing for a net of two streams.")
+        for name in ("skip_scales", "batch_norm"):
+            if getattr(options, name):
+                name = name.replace("_", "-")
+                raise ValueError(f"--{name} means nothing for a net of two streams.")
         model = models.late_fusion(
             options.backbone,
             options.stride,
@@ -496,6 +528,7 @@ def _net(options, source):
             skip_scales=options.skip_scales,
             input_channels=pictures.shape[-1],
             preprocessing=_preprocessing(options.data),
+            batch_norm=options.batch_norm,
         )
     for start in options.init:
         stream, _, name = start.rpartition("=")
@@ -539,6 +572,9 @@ def _batches(options, source):
         mirror=options.mirror,
         jitter=options.jitter,
         color=(options.color,) * 3 if options.color else None,
+        tint=options.tint,
+        blur=options.blur,
+        noise=options.noise,
         keep=options.keep,
         cell=options.stride,
         replacement=options.replacement,

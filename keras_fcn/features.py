@@ -25,12 +25,15 @@ class Feature(NamedTuple):
             name theirs (`conv1_1color`, `conv1_1hha`).
         kernel_initializer: For the convolutions on it. Nets whose weights are about
             to be loaded use "zeros": drawing 134 M random numbers takes seconds.
+        batch_norm: Whether the hidden convolutions on it are normalised, as in no
+            published net: `models.fold_batch_norm` takes that out after training.
     """
 
     tensor: Any
     grid: Grid = Grid()
     suffix: str = ""
     kernel_initializer: str = "he_normal"
+    batch_norm: bool = False
 
     def then(self, layer, grid=None):
         """Returns the feature that a Keras layer makes of this one.
@@ -49,17 +52,22 @@ def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="rel
     same = stride == 1 and 2 * pad == kernel - 1
     if pad and not same:
         x = x.then(layers.ZeroPadding2D(pad, name=f"{name}_pad"))
+    normalized = activation and x.batch_norm
     layer = layers.Conv2D(
         filters,
         kernel,
         stride,
         padding="same" if same else "valid",
         groups=groups,
-        activation=activation,
+        activation=None if normalized else activation,
         kernel_initializer=x.kernel_initializer if activation else "zeros",
         name=name,
     )
-    return x.then(layer, grid)
+    x = x.then(layer, grid)
+    if normalized:
+        x = x.then(layers.BatchNormalization(momentum=0.97, name=f"{name}_bn"))
+        x = x.then(layers.Activation(activation, name=f"{name}_relu"))
+    return x
 
 
 def max_pool(x, kernel, stride, *, name, pad=0):

@@ -3,6 +3,7 @@
 import functools
 
 import keras
+import numpy as np
 
 from keras_fcn import checkpoints, manifest
 from keras_fcn import weights as weight_files
@@ -130,6 +131,7 @@ def fcn(
     input_channels=3,
     include_preprocessing=True,
     preprocessing=None,
+    batch_norm=False,
     width=1.0,
 ):
     """Builds a fully convolutional network (Long, Shelhamer & Darrell, 2015).
@@ -156,6 +158,9 @@ def fcn(
             the channels and the mean of each in that order, as in the manifest, such
             as `{"channels": "RGB", "mean": [132.431, 94.076, 118.477]}` for HHA. By
             default BGR and the mean of the VOC nets.
+        batch_norm: Whether to normalise what each hidden convolution gives over the
+            batch (Ioffe & Szegedy, 2015), for training from scratch: see
+            `fold_batch_norm`.
         width: Scales the channels of the backbone; nets for tests are narrow.
 
     Returns:
@@ -173,7 +178,7 @@ def fcn(
     num_classes = checkpoints.num_classes(num_classes, checkpoint, default=21)
     skip_scales = checkpoints.skip_scales(skip_scales, checkpoint)
     image = _image("image", input_channels, checkpoint)
-    x = image
+    x = image._replace(batch_norm=batch_norm)
     if include_preprocessing:
         data = _input(checkpoint, input_channels, preprocessing)
         x = _preprocess(x, data, "preprocess")
@@ -401,6 +406,60 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
     weight_files.save(model, path, metadata=metadata, dtype=dtype)
 
 
+def fold_batch_norm(model):
+    """Returns the plain net that a trained one with batch normalisation amounts to.
+
+    At prediction a normalised convolution is a convolution with another kernel and
+    bias (Ioffe & Szegedy, 2015, section 3.1).
+
+    Args:
+        model: A net that `fcn(..., batch_norm=True)` built; it stays as it is.
+
+    Returns:
+        The `keras.Model` that `fcn` builds without: the same logits up to rounding.
+
+    Raises:
+        ValueError: If it is another net.
+    """
+    facts = describe(model)
+    plain = build({**facts, "model": {**facts["model"], "batch_norm": False}})
+    weight_files.transplant(model, plain)
+    for norm in _batch_norms(model):
+        name = norm.name.removesuffix("_bn")
+        gamma, beta, mean, variance = map(weight_files.to_numpy, norm.weights)
+        kernel, bias = map(weight_files.to_numpy, plain.get_layer(name).weights)
+        factor = gamma / np.sqrt(variance + norm.epsilon)
+        plain.get_layer(name).set_weights(
+            [kernel * factor, (bias - mean) * factor + beta]
+        )
+    return plain
+
+
+def fit_batch_norm(model, pictures):
+    """Makes the normalisation of a net one that changes nothing, as far as it can.
+
+    For a net that was given weights of one without: each layer's statistics become
+    those of the pictures, its scale and offset what undoes them.
+
+    Args:
+        model: A net that `fcn(..., batch_norm=True)` built.
+        pictures: (batch, height, width, channels), what the net is fed.
+    """
+    norms = _batch_norms(model)
+    for norm in norms:
+        none = np.zeros(norm.gamma.shape, "float32")
+        norm.set_weights([none + 1, none, none, none + 1 - norm.epsilon])
+    inputs = keras.Model(model.input, [norm.input for norm in norms])
+    for norm, x in zip(norms, inputs.predict_on_batch(pictures), strict=True):
+        mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        norm.set_weights([np.sqrt(variance + norm.epsilon), mean, mean, variance])
+
+
+def _batch_norms(model):
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
 def describe(model):
     """Returns how to build a net again: the manifest's `model` and `input`.
 
@@ -441,6 +500,7 @@ def describe(model):
         names = {stream: f"preprocess{stream}" for stream in LATE_FUSION_INPUTS}
     else:
         arguments["skip_scales"] = _skip_scales(found, heads) or None
+        arguments["batch_norm"] = any(name.endswith("_bn") for name in found)
         arguments["input_channels"] = model.inputs[0].shape[-1]
         names = {"": "preprocess"}
     if "preprocess" not in found:

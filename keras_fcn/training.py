@@ -23,13 +23,24 @@ class WeightedCrossentropy(keras.losses.Loss):
     Args:
         weights: One number per class; all 1 if None.
         void: The label to ignore. A batch of nothing else has loss 0.
+        jaccard: Factor of 1 - mean IU, with probabilities in place of decisions, which
+            is added: to it a thin class is as much as a large one. Over the classes in
+            the batch (Rahman & Wang, 2016, equation 3). Not with `reduction="sum"`.
         name: Of the loss.
     """
 
-    def __init__(self, weights=None, void=VOID, name="weighted_crossentropy", **kwargs):
+    def __init__(
+        self,
+        weights=None,
+        void=VOID,
+        jaccard=0.0,
+        name="weighted_crossentropy",
+        **kwargs,
+    ):
         super().__init__(name=name, **kwargs)  # Keras' own reduction and dtype
         self.weights = None if weights is None else [float(w) for w in weights]
         self.void = void
+        self.jaccard = jaccard
 
     def call(self, y_true, y_pred):
         """Returns numbers whose mean, or sum, is the loss, (batch, height, width).
@@ -51,11 +62,33 @@ class WeightedCrossentropy(keras.losses.Loss):
         if self.reduction == "sum":
             return weight * loss
         mean = devices.mean(ops.mean(weight))
-        return weight / ops.where(mean > 0, mean, 1) * loss
+        loss = weight / ops.where(mean > 0, mean, 1) * loss
+        if self.jaccard:
+            loss = loss + self.jaccard * _jaccard_distance(truth, counts, y_pred)
+        return loss
 
     def get_config(self):
         """Returns what rebuilds the loss."""
-        return {**super().get_config(), "weights": self.weights, "void": self.void}
+        names = ("weights", "void", "jaccard")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _jaccard_distance(truth, counts, logits):
+    counts = ops.cast(counts, logits.dtype)[..., None]
+    truth = ops.one_hot(truth, logits.shape[-1], dtype=logits.dtype) * counts
+    found = ops.softmax(logits) * counts
+    both, true, positive = (_share(x) for x in (truth * found, truth, found))
+    either = true + positive - both
+    present = ops.cast(true > 0, logits.dtype)
+    overlap = ops.sum(present * both / ops.where(present > 0, either, 1))
+    classes = ops.sum(present)
+    return ops.where(classes > 0, 1 - overlap / ops.maximum(classes, 1), 0)
+
+
+def _share(x):
+    """The mean of each class over all devices, its gradient that of this one's part."""
+    here = ops.mean(x, axis=(0, 1, 2))
+    return here + ops.stop_gradient(devices.mean(ops.stop_gradient(here)) - here)
 
 
 def balanced_weights(counts, power=0.5):
@@ -286,6 +319,7 @@ def compile_modern(
     learning_rate=6e-4,
     weight_decay=0.05,
     class_weights=None,
+    jaccard=0.0,
     averaging=0.1,
     scores=("pixel_accuracy", "mean_iou"),
 ):
@@ -299,9 +333,11 @@ def compile_modern(
         weight_decay: Of AdamW; biases have none.
         class_weights: One number per class, as `balanced_weights` gives, or a dict of
             them by head; or None.
+        jaccard: As in `WeightedCrossentropy`.
         averaging: The share of the steps over which the average of the weights reaches
             back that `fit` leaves in the model at its end: a momentum of
-            1 - 1 / (averaging * steps). None for none.
+            1 - 1 / (averaging * steps). None for none, as suits a net with batch
+            normalisation, whose statistics are those of the weights themselves.
         scores: To follow, as in `SegmentationScores`.
     """
     warmup = max(1, steps // 20)
@@ -318,12 +354,18 @@ def compile_modern(
         use_ema=averaging is not None,
         ema_momentum=1 - 1 / max(1, averaging * steps) if averaging else 0.0,
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
-    _compile(model, optimizer, class_weights, scores)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    _compile(model, optimizer, class_weights, scores, jaccard=jaccard)
 
 
 def _compile(
-    model, optimizer, class_weights, scores, *, reduction="sum_over_batch_size"
+    model,
+    optimizer,
+    class_weights,
+    scores,
+    *,
+    jaccard=0.0,
+    reduction="sum_over_batch_size",
 ):
     """Compiles a net of one head or several, each with its loss and scores."""
 
@@ -335,7 +377,7 @@ def _compile(
 
     def loss(head, logits):
         weights = class_weights[head] if head and class_weights else class_weights
-        return WeightedCrossentropy(weights, reduction=reduction)
+        return WeightedCrossentropy(weights, jaccard=jaccard, reduction=reduction)
 
     def metrics(head, logits):
         return [SegmentationScores(logits.shape[-1], score) for score in scores]

@@ -121,9 +121,9 @@ def test_scales_are_drawn_between_their_limits_and_halve_as_often_as_they_double
 # Colour
 
 
-def changed(root, image, color):
+def changed(root, image, color=None, **changes):
     pairs = folder.pairs(*write(root, {"a": (image, labels(*image.shape[:2], 0))}))
-    batches = batches_of(pairs, 1, color=color)
+    batches = batches_of(pairs, 1, color=color, **changes)
     return [batches.batch(epoch, 0)[0][0] for epoch in range(50)]
 
 
@@ -159,9 +159,50 @@ def test_saturation_changes_neither_greys_nor_any_pixels_luma(tmp_path):
     assert 0.5 <= spread.min() < 0.7 < 1.3 < spread.max() <= 1.5
 
 
+def test_a_tint_multiplies_each_channel_by_itself(tmp_path):
+    image = noise(5, 5) // 2 + 1
+    factors = np.stack(
+        [picture / image for picture in changed(tmp_path, image, tint=0.5)]
+    )
+    each = factors[:, :1, :1]
+    np.testing.assert_allclose(factors, each + 0 * factors, rtol=1e-4)
+    assert (0.5 <= each.min(axis=(0, 1, 2))).all()
+    assert (each.max(axis=(0, 1, 2)) <= 1.5).all()
+    assert (each.std(axis=0) > 0.2).all()
+    assert (np.corrcoef(each.reshape(-1, 3).T) < 0.5)[~np.eye(3, dtype=bool)].all()
+
+
+def test_a_blur_spreads_a_point_as_a_gaussian_of_up_to_its_deviation(tmp_path):
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 20] = 255
+    axis = np.arange(41) - 20
+    spreads = []
+    for picture in changed(tmp_path, image, blur=2.0):
+        line = picture[..., 0].sum(axis=0)
+        assert abs((line * axis).sum()) <= 1e-6 * line.sum()  # nothing moves
+        spreads.append(np.sqrt((line * axis**2).sum() / line.sum()))
+    spreads = np.array(spreads)
+    assert 15 <= (spreads == 0).sum() <= 35
+    assert 1.4 < spreads.max() <= 2.1
+
+
+def test_noise_has_mean_zero_and_up_to_its_deviation(tmp_path):
+    image = np.full((30, 30, 3), 128, np.uint8)
+    pictures = np.stack(changed(tmp_path, image, noise=10.0))
+    deviations = pictures.std(axis=(1, 2, 3))
+    assert abs(pictures.mean() - 128) < 0.2
+    assert 0 < deviations.min() < 1.5
+    assert 8.5 < deviations.max() < 10.5
+    pictures = pictures[deviations > 5] - 128
+    neighbours = (pictures[:, 1:] * pictures[:, :-1]).mean() / (pictures**2).mean()
+    channels = (pictures[..., 0] * pictures[..., 1]).mean() / (pictures**2).mean()
+    assert max(abs(neighbours), abs(channels)) < 0.02
+
+
 def test_colors_stay_within_0_and_255_and_padding_stays_mean_color(tmp_path):
     pairs = folder.pairs(*write(tmp_path, {"a": (noise(9, 9), labels(9, 9, 0))}))
-    batches = batches_of(pairs, 1, color=(1, 1, 1), crop=(12, 12))
+    changes = {"color": (1, 1, 1), "tint": 1, "blur": 3, "noise": 99}
+    batches = batches_of(pairs, 1, crop=(12, 12), **changes)
     for epoch in range(20):
         images, target = batches.batch(epoch, 0)
         assert images.min() >= 0
@@ -176,6 +217,9 @@ def test_colors_stay_within_0_and_255_and_padding_stays_mean_color(tmp_path):
         ({"scale": (2, 0.5), "crop": (2, 2)}, r"\(lowest, highest\)"),
         ({"color": (0.3, 0.3)}, "brightness, contrast and saturation"),
         ({"color": (0.3, 0.3, 3)}, "each 0 to 1"),
+        ({"tint": 1.1}, "a share of 0 to 1"),
+        ({"blur": -1}, "two standard deviations"),
+        ({"noise": -1}, "two standard deviations"),
         ({"jitter": 32, "crop": (2, 2)}, "expected one of them"),
         ({"keep": 0}, "a share above 0"),
         ({"batch_size": 2, "shard": (2, 2)}, "a rank below"),
@@ -194,6 +238,9 @@ AUGMENTED = {
     "scale": (0.5, 2),
     "mirror": True,
     "color": (0.3, 0.3, 0.3),
+    "tint": 0.2,
+    "blur": 1.0,
+    "noise": 5.0,
 }
 
 

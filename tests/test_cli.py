@@ -176,6 +176,26 @@ def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, stree
     assert again["scores"] == result["scores"]
 
 
+@pytest.mark.usefixtures("_thin")
+def test_a_normalised_training_writes_a_plain_net_and_can_start_from_one(
+    tmp_path, street
+):
+    options = ["train", *street, "--relabel", "9=255", "--classes", "left", "right"]
+    options += ["--crop", "32", "--epochs", "1", "--batch-norm", "--jaccard", "0.5"]
+    options += ["--tint", "0.1", "--blur", "1", "--noise", "5"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*options, "--output", str(first), "--validation", *street]) == 0
+    entry = weights.metadata(first / "model.h5")
+    assert not entry["model"]["batch_norm"]
+    assert not any("_bn" in name for name in weights.read_arrays(first / "model.h5"))
+    last = (first / "log.csv").read_text().splitlines()
+    found = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
+    scores = json.loads((first / "scores.json").read_text())["scores"]
+    assert float(found["val_mean_iou"]) == pytest.approx(scores["mean_iou"], abs=1e-3)
+    init = ["--init", str(first / "model.h5"), "--output", str(second)]
+    assert main([*options, *init]) == 0
+
+
 class _Killed(BaseException):
     pass
 
@@ -213,6 +233,10 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         ),
         (["train", "camvid", "--output", "o", "--classes", "a"], "leave it out"),
         (["train", "camvit", "--output", "o"], "expected camvid"),
+        (
+            ["train", "camvid", "--output", "o", "--batch-norm", "--devices", "2"],
+            "--batch-norm",
+        ),
         (["train", "{images}", "--output", "o"], "a folder of masks"),
         (["train", "camvid", "--output", "o", "--relabel", "11=255"], "--relabel"),
         (["evaluate", "camvid", "--data-dir", "none"], "keras-fcn prepare camvid"),

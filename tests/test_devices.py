@@ -77,7 +77,7 @@ def summed():
 def modern():
     """A gradient that is clipped, averages, masks, and a decay of the weights."""
     model = net()
-    compile_modern(model, STEPS, learning_rate=0.01)
+    compile_modern(model, STEPS, learning_rate=0.01, jaccard=2.0)
     return model
 
 

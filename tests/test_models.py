@@ -9,12 +9,13 @@ import oracle
 import pytest
 
 import keras_fcn
-from keras_fcn import manifest, models, weights
+from keras_fcn import manifest, models, training, weights
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.features import Feature
 from keras_fcn.geometry import Grid
 from keras_fcn.layers import BilinearUpsampling, CropLike
 
+NORM = keras.layers.BatchNormalization
 STRIDES = (32, 16, 8, 4)
 NYUD_COLOR = np.float32([116.190, 97.203, 92.318])
 NYUD_HHA = np.float32([132.431, 94.076, 118.477])
@@ -539,6 +540,11 @@ NETS = {
         "upsampling": "learned",
         "include_preprocessing": False,
     },
+    "googlenet-16s-normalised": {
+        "backbone": "googlenet",
+        "stride": 16,
+        "batch_norm": True,
+    },
     "googlenet-fiftieth": {"backbone": "googlenet", "width": 0.02, "stride": 32},
 }
 
@@ -553,6 +559,52 @@ def test_a_checkpoint_says_how_to_build_its_net(arguments, tmp_path):
     assert again.get_config() == model.get_config()
     for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+# Batch normalisation
+
+
+def shaken(backbone, **arguments):
+    """A narrow normalised net, all of whose numbers are drawn; its statistics too."""
+    model = keras_fcn.fcn(backbone, 8, 3, batch_norm=True, **arguments)
+    rng = np.random.default_rng(0)
+    drawn = [x + rng.uniform(0.1, 0.5, x.shape) for x in model.get_weights()]
+    model.set_weights([x.astype("float32") for x in drawn])
+    return model
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_normalised_net_is_folded_into_the_plain_one_of_the_same_logits(backbone):
+    model = shaken(backbone, width=1 / 32, include_preprocessing=False)
+    plain = models.fold_batch_norm(model)
+    twin = keras_fcn.fcn(backbone, 8, 3, width=1 / 32, include_preprocessing=False)
+    assert [v.path for v in plain.weights] == [v.path for v in twin.weights]
+    x = np.random.default_rng(1).uniform(-1, 1, (2, 45, 67, 3)).astype("float32")
+    assert_close(predict(plain, x), predict(model, x))
+    assert np.ptp(predict(model, x)) > 0
+
+
+def test_a_normalised_net_that_learns_is_folded_as_it_predicts():
+    keras.utils.set_random_seed(0)
+    model = keras_fcn.fcn("googlenet", 8, 3, batch_norm=True, width=1 / 16)
+    training.compile_modern(model, 20, averaging=None)
+    x = np.random.default_rng(0).uniform(0, 255, (4, 40, 40, 3)).astype("float32")
+    before = [norm.get_weights() for norm in layers_of(model, NORM)]
+    model.fit(x, np.int32(x[..., 0] // 86), epochs=2, verbose=0)
+    for norm, then in zip(layers_of(model, NORM), before, strict=True):
+        for number, earlier in zip(norm.get_weights(), then, strict=True):
+            assert (number != earlier).any()
+    assert_close(predict(models.fold_batch_norm(model), x), predict(model, x))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbone):
+    plain = oracle.draw(keras_fcn.fcn(backbone, 8, 3, width=1 / 32))
+    model = keras_fcn.fcn(backbone, 8, 3, batch_norm=True, width=1 / 32)
+    weights.transplant(plain, model)
+    x = np.random.default_rng(1).uniform(0, 255, (2, 45, 67, 3)).astype("float32")
+    models.fit_batch_norm(model, x)
+    assert_close(predict(model, x), predict(plain, x))
 
 
 def test_the_weights_of_a_file_say_how_many_classes_there_are(tmp_path):

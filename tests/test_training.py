@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from keras_fcn import metrics
 from keras_fcn.training import (
     WeightedCrossentropy,
     balanced_weights,
@@ -89,12 +90,52 @@ def test_a_batch_of_nothing_but_void_has_no_loss_and_teaches_nothing():
         np.testing.assert_array_equal(read(variable), then)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_jaccard_distance_is_that_of_probabilities_class_by_class(seed):
+    truth, logits = batch(seed, classes=4)
+    truth[truth == 2] = VOID  # a class that is not there
+    odds = np.exp(logits.astype("float64"))
+    found = odds / odds.sum(axis=-1, keepdims=True)
+    overlaps = []
+    for label in (0, 1, 3):
+        both = either = 0.0
+        for place in np.argwhere(truth != VOID):
+            share, right = found[(*place, label)], truth[tuple(place)] == label
+            both += share * right
+            either += share + right - share * right
+        overlaps.append(both / either)
+    plain, more = (WeightedCrossentropy(jaccard=x)(truth, logits) for x in (0, 0.5))
+    expected = 0.5 * (1 - np.mean(overlaps))
+    assert float(more) - float(plain) == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_a_net_that_is_sure_the_jaccard_distance_is_one_minus_its_mean_iou():
+    truth, logits = batch(shape=(1, 40, 50))
+    sure = 1000 * np.eye(3, dtype="float32")[logits.argmax(-1)]
+    plain, more = (WeightedCrossentropy(jaccard=x)(truth, sure) for x in (0, 1e4))
+    matrix = metrics.confusion_matrix(truth, logits.argmax(-1), 3)
+    expected = 1 - metrics.scores(matrix)["mean_iou"]
+    assert (float(more) - float(plain)) / 1e4 == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_jaccard_distance_of_nothing_but_void_is_zero_and_teaches_nothing():
+    model = linear()
+    model.compile(keras.optimizers.SGD(1.0), WeightedCrossentropy(jaccard=1.0))
+    before = [read(v) for v in model.weights]
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, 4, 5, 3))
+    history = model.fit(pictures, np.full((2, 4, 5), VOID), verbose=0).history
+    assert history["loss"] == [0.0]
+    for variable, then in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(read(variable), then)
+
+
 def test_a_loss_is_rebuilt_from_its_configuration():
-    loss = WeightedCrossentropy([1, 2, 3], void=0, name="mine")
+    loss = WeightedCrossentropy([1, 2, 3], void=0, jaccard=0.5, name="mine")
     config = keras.saving.serialize_keras_object(loss)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == loss.get_config()
     assert (again.weights, again.void, again.name) == ([1, 2, 3], 0, "mine")
+    assert again.jaccard == 0.5
 
 
 # Weights and rates

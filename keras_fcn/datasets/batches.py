@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 from keras import tree
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from keras_fcn.labels import VOID
 
@@ -87,6 +87,10 @@ class Batches(keras.utils.PyDataset):
         color: Most that brightness, contrast and saturation change, such as
             `(0.3, 0.3, 0.3)`: each is multiplied by 0.7 to 1.3. RGB alone; of a dict,
             the stream "color".
+        tint: Most that red, green and blue change, each by itself: the light's colour.
+        blur: Largest standard deviation, in pixels, of the Gaussian with which every
+            second picture is blurred. As `color`, as are the others.
+        noise: Largest standard deviation, in grey levels, of the noise that is added.
         keep: Share of the final cells whose loss counts, each drawn by itself: the
             patchwise training of Long et al., 2015, section 4.3. See `sample_cells`.
         cell: Pixels along each side of a final cell, for `keep`: the net's stride.
@@ -114,6 +118,9 @@ class Batches(keras.utils.PyDataset):
         mirror=False,
         jitter=0,
         color=None,
+        tint=0.0,
+        blur=0.0,
+        noise=0.0,
         keep=1.0,
         cell=32,
         shuffle=True,
@@ -138,6 +145,11 @@ class Batches(keras.utils.PyDataset):
                 f"`color` is {color}; expected the changes of brightness, contrast and "
                 "saturation, each 0 to 1, such as (0.3, 0.3, 0.3)."
             )
+        if not 0 <= tint <= 1 or min(blur, noise) < 0:
+            raise ValueError(
+                f"`tint` is {tint}, `blur` {blur}, `noise` {noise}; expected a share "
+                "of 0 to 1 and two standard deviations from 0."
+            )
         if jitter and crop:
             raise ValueError(
                 f"`jitter` is {jitter} and `crop` {crop}; expected one of them, as "
@@ -156,6 +168,7 @@ class Batches(keras.utils.PyDataset):
         self.source, self.batch_size, self.shard = source, batch_size, shard
         self.crop, self.multiple = crop, multiple
         self.scale, self.mirror, self.jitter, self.color = scale, mirror, jitter, color
+        self.tint, self.blur, self.noise = tint, blur, noise
         self.keep, self.cell = keep, cell
         self.shuffle, self.replacement, self.seed = shuffle, replacement, seed
         self._decoded = {} if cache else None
@@ -272,9 +285,14 @@ class Batches(keras.utils.PyDataset):
         elif self.jitter:
             corner = rng.integers(-self.jitter, self.jitter, 2, endpoint=True)
         pictures, labels, inside = cut(pictures, labels, scaled, corner, size)
-        if self.color:
-            factors = rng.uniform(-1, 1, 3) * self.color + 1
-            pictures = _change_color(pictures, *factors)
+        for change, amount in (
+            (_blurred, self.blur),
+            (_recolored, self.color),
+            (_tinted, self.tint),
+            (_noisy, self.noise),
+        ):
+            if amount:
+                pictures = _changed(change, pictures, amount, rng)
         step = -1 if self.mirror and rng.random() < 0.5 else 1
         pictures, labels = (
             tree.map_structure(lambda x: _laid(x, inside, size)[:, ::step], part)
@@ -411,17 +429,43 @@ def _random_corner(rng, scaled, size):
     return [rng.integers(min(0, n), max(0, n), endpoint=True) for n in spare]
 
 
-def _change_color(image, brightness, contrast, saturation):
-    """Multiplies the brightness, the distance to mean grey and that to grey itself."""
-    if isinstance(image, dict):
-        color = _change_color(image["color"], brightness, contrast, saturation)
-        return {**image, "color": color}
-    if image.shape[-1] != 3:
+def _changed(change, pictures, amount, rng):
+    """Changes what is colour of a picture, or of a dict of them."""
+    if isinstance(pictures, dict):
+        return {**pictures, "color": change(pictures["color"], amount, rng)}
+    if pictures.shape[-1] != 3:
         raise ValueError(
-            f"`color` was given for a picture of {image.shape[-1]} channels; expected "
-            "RGB, as depth has no brightness: leave it out."
+            f"`color`, `tint`, `blur` or `noise` was given for a picture of "
+            f"{pictures.shape[-1]} channels; expected RGB, as depth has no colour: "
+            "leave it out."
         )
+    return change(pictures, amount, rng)
+
+
+def _blurred(image, most, rng):
+    """Blurs every second uint8 picture with a Gaussian."""
+    blurs, deviation = rng.random() < 0.5, most * rng.random()
+    if not blurs:
+        return image
+    blur = ImageFilter.GaussianBlur(deviation)
+    return np.asarray(Image.fromarray(image).filter(blur))
+
+
+def _recolored(image, most, rng):
+    """Multiplies the brightness, the distance to mean grey and that to grey itself."""
+    brightness, contrast, saturation = rng.uniform(-1, 1, 3) * most + 1
     mix = saturation * np.eye(3) + (1 - saturation) * LUMA[:, None]
     changed = np.float32(image) @ np.float32(brightness * contrast * mix)
     grey = brightness * (1 - contrast) * image.mean()
     return np.clip(changed + np.float32(grey), 0, 255)
+
+
+def _tinted(image, most, rng):
+    """Multiplies each channel."""
+    return np.clip(image * np.float32(1 + rng.uniform(-most, most, 3)), 0, 255)
+
+
+def _noisy(image, most, rng):
+    """Adds noise to each number of a picture by itself."""
+    noise = rng.standard_normal(image.shape, np.float32)
+    return np.clip(image + np.float32(most * rng.random()) * noise, 0, 255)
