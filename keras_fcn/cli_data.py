@@ -533,6 +533,8 @@ def _net(options, source):
     for start in options.init:
         stream, _, name = start.rpartition("=")
         stayed = weights.transplant(models.load_checkpoint(name), model, stream)
+        # What normalises is set by the first batch, in `_train`.
+        stayed = [weight for weight in stayed if "_bn/" not in weight]
         print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")
     return model
 
