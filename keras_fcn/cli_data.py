@@ -334,6 +334,11 @@ def train(options):
     """Trains a net, on one device or several."""
     from keras_fcn import devices
 
+    if options.batch_norm and options.devices > 1:
+        raise ValueError(
+            f"--batch-norm was given with --devices {options.devices}, each of which "
+            "would normalise its own part of a batch; leave one of them out."
+        )
     _check_resume(pathlib.Path(options.output) / "state", options.resume)
     devices.run(_train, options.devices, options)
 
@@ -365,11 +370,6 @@ def _train(options):
     _fill_in(options, recipe)
     devices.share(options.batch_size)
     known = _label_sets(options)
-    if options.batch_norm and options.devices > 1:
-        raise ValueError(
-            f"--batch-norm was given with --devices {options.devices}, each of which "
-            "would normalise its own part of a batch; leave one of them out."
-        )
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None
     if data:
