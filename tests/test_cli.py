@@ -29,7 +29,7 @@ def street(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    model = models.fcn("googlenet", 8, 3, width=1 / 16)
+    model = models.fcn("alexnet", 8, 3, width=1 / 16)
     rng = np.random.default_rng(1)
     for variable in model.get_layer("score_fr").weights:
         variable.assign(rng.standard_normal(variable.shape))
@@ -123,6 +123,10 @@ def test_a_net_that_finds_one_class_everywhere_is_warned_of(tmp_path, capsys, st
     assert warnings[0].startswith("keras-fcn: warning: fcn32s_googlenet finds class 1 ")
 
 
+# The net of the fewest layers, which JAX compiles soonest.
+SMALL = ["--backbone", "alexnet", "--crop", "32"]
+
+
 @pytest.fixture
 def _thin(monkeypatch):
     """Nets of a sixteenth of the channels: full ones would take minutes."""
@@ -137,7 +141,7 @@ def test_train_learns_resumes_and_writes_a_checkpoint_that_loads(
 ):
     output = tmp_path / "run"
     options = ["train", *street, "--relabel", "9=255", "--output", str(output)]
-    options += ["--classes", "left", "right", "--crop", "32", "--epochs", "2"]
+    options += ["--classes", "left", "right", *SMALL, "--epochs", "2"]
     options += ["--validation", *street]
     monkeypatch.setattr(callbacks, "Divergence", _Stop)
     with pytest.raises(_Killed):
@@ -155,7 +159,7 @@ def test_train_learns_resumes_and_writes_a_checkpoint_that_loads(
 def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, street):
     output = tmp_path / "run"
     options = ["train", *street, "--relabel", "9=255", "--output", str(output)]
-    options += ["--classes", "left", "right", "--crop", "32", "--epochs", "1"]
+    options += ["--classes", "left", "right", *SMALL, "--epochs", "1"]
     assert main([*options, "--validation", *street]) == 0
     longer = [*options[:-1], "2", "--validation", *street]
     assert main([*longer, "--resume"]) == 0
@@ -181,7 +185,7 @@ def test_a_normalised_training_writes_a_plain_net_and_can_start_from_one(
     tmp_path, street
 ):
     options = ["train", *street, "--relabel", "9=255", "--classes", "left", "right"]
-    options += ["--crop", "32", "--epochs", "1", "--batch-norm", "--jaccard", "0.5"]
+    options += [*SMALL, "--epochs", "1", "--batch-norm", "--jaccard", "0.5"]
     options += ["--tint", "0.1", "--blur", "1", "--noise", "5"]
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*options, "--output", str(first), "--validation", *street]) == 0

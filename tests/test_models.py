@@ -564,31 +564,23 @@ def test_a_checkpoint_says_how_to_build_its_net(arguments, tmp_path):
 # Batch normalisation
 
 
-def shaken(backbone, **arguments):
-    """A narrow normalised net, all of whose numbers are drawn; its statistics too."""
-    model = keras_fcn.fcn(backbone, 8, 3, batch_norm=True, **arguments)
-    rng = np.random.default_rng(0)
-    drawn = [x + rng.uniform(0.1, 0.5, x.shape) for x in model.get_weights()]
-    model.set_weights([x.astype("float32") for x in drawn])
-    return model
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_normalised_net_is_folded_into_the_plain_one_of_the_same_logits(backbone):
-    model = shaken(backbone, width=1 / 32, include_preprocessing=False)
+    model, twin = build(backbone, batch_norm=True), build(backbone)
+    rng = np.random.default_rng(0)
+    for norm in layers_of(model, NORM):
+        drawn = rng.uniform(0.5, 1.5, (4, *norm.gamma.shape)).astype("float32")
+        norm.set_weights(list(drawn))
     plain = models.fold_batch_norm(model)
-    twin = keras_fcn.fcn(backbone, 8, 3, width=1 / 32, include_preprocessing=False)
     assert [v.path for v in plain.weights] == [v.path for v in twin.weights]
-    x = np.random.default_rng(1).uniform(-1, 1, (2, 45, 67, 3)).astype("float32")
-    assert_close(predict(plain, x), predict(model, x))
-    assert np.ptp(predict(model, x)) > 0
+    assert_close(predict(plain, pictures(45, 67)), predict(model, pictures(45, 67)))
+    assert np.ptp(predict(plain, pictures(45, 67))) > 0
 
 
 def test_a_normalised_net_that_learns_is_folded_as_it_predicts():
-    keras.utils.set_random_seed(0)
-    model = keras_fcn.fcn("googlenet", 8, 3, batch_norm=True, width=1 / 16)
+    model = build("alexnet", batch_norm=True)
     training.compile_modern(model, 20, averaging=None)
-    x = np.random.default_rng(0).uniform(0, 255, (4, 40, 40, 3)).astype("float32")
+    x = pictures(40, 40, batch=4)
     before = [norm.get_weights() for norm in layers_of(model, NORM)]
     model.fit(x, np.int32(x[..., 0] // 86), epochs=2, verbose=0)
     for norm, then in zip(layers_of(model, NORM), before, strict=True):
@@ -599,12 +591,16 @@ def test_a_normalised_net_that_learns_is_folded_as_it_predicts():
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbone):
-    plain = oracle.draw(keras_fcn.fcn(backbone, 8, 3, width=1 / 32))
-    model = keras_fcn.fcn(backbone, 8, 3, batch_norm=True, width=1 / 32)
+    plain, model = build(backbone), build(backbone, batch_norm=True)
     weights.transplant(plain, model)
-    x = np.random.default_rng(1).uniform(0, 255, (2, 45, 67, 3)).astype("float32")
-    models.fit_batch_norm(model, x)
+    models.fit_batch_norm(model, pictures(45, 67, batch=2))
+    x = pictures(45, 67, seed=1)
     assert_close(predict(model, x), predict(plain, x))
+    # In training the statistics are the batch's: those that were put in, to begin with.
+    for norm in layers_of(model, NORM):
+        gamma, beta, mean, variance = norm.get_weights()
+        np.testing.assert_array_equal(beta, mean)
+        np.testing.assert_allclose(gamma**2, variance + norm.epsilon, rtol=1e-5)
 
 
 def test_the_weights_of_a_file_say_how_many_classes_there_are(tmp_path):
