@@ -1,0 +1,48 @@
+"""Measures how many images of 480 by 360 a net labels in a second, on each backend.
+
+    python benchmarks/predicting.py [BACKEND...]
+
+The net that ships, at stride 8, beside the paper's FCN-8s on VGG16 (drawn weights: the
+time is the same). One image at a time through `keras_fcn.segment`, as `keras-fcn
+predict` does, after one that is not counted. Prints the median of ten.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+BACKENDS = ("tensorflow", "jax", "torch")
+NETS = {"googlenet": {"weights": "camvid"}, "vgg16": {"num_classes": 11}}
+
+
+def measure():
+    """Prints images per second of each net on the backend of this process."""
+    import numpy as np
+
+    import keras_fcn
+
+    image = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
+    for backbone, arguments in NETS.items():
+        model = keras_fcn.FCN8s(backbone, **arguments)
+        keras_fcn.segment(model, image)
+        seconds = []
+        for _ in range(10):
+            began = time.perf_counter()
+            keras_fcn.segment(model, image)
+            seconds.append(time.perf_counter() - began)
+        rate = 1 / statistics.median(seconds)
+        print(f"{os.environ['KERAS_BACKEND']:12}{backbone:12}{rate:6.2f}", flush=True)
+
+
+def main(backends):
+    """Measures in a process for each backend."""
+    print(f"{'backend':12}{'backbone':12}images per second")
+    for backend in backends:
+        environment = {**os.environ, "KERAS_BACKEND": backend}
+        subprocess.run([sys.executable, __file__, "--one"], env=environment, check=True)
+
+
+if __name__ == "__main__":
+    measure() if sys.argv[1:] == ["--one"] else main(sys.argv[1:] or BACKENDS)
