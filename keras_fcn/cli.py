@@ -90,6 +90,9 @@ def _parser():
     _add_checkpoint(command)
     _add_looks(command)
     command.add_argument("--json", help="file to write the record to")
+    command.add_argument(
+        "--picture", metavar="PNG", help="file to draw which class is taken for which"
+    )
     command.set_defaults(run=cli_data.evaluate)
 
     command = commands.add_parser(

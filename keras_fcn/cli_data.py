@@ -203,11 +203,12 @@ def evaluate(options):
     path = checkpoints.path_of(options.checkpoint) or checkpoints.locate(
         model, checkpoints.Checkpoint(entry, name=options.checkpoint)
     )
-    _score(options.data, model, source, path, options.json, looks)
+    written = options.json, options.picture
+    _score(options.data, model, source, path, *written, looks)
 
 
-def _score(data, model, source, weights, file, looks):
-    """Evaluates a net, prints its scores and, if there is a file, keeps the record."""
+def _score(data, model, source, weights, file, picture, looks):
+    """Evaluates a net and prints its scores; keeps and draws the record if told to."""
     from keras_fcn import protocols
 
     with reporting("Evaluating") as report:
@@ -222,6 +223,8 @@ def _score(data, model, source, weights, file, looks):
     print(protocols.summary(record))
     if file:
         protocols.write(file, record)
+    if picture:
+        protocols.draw(record, picture)
 
 
 def _nameless(classes):
@@ -409,8 +412,8 @@ def _train(options):
         callbacks.curves(output / "log.csv", output / "curves.png")
         print(f"Wrote {output / 'model.h5'}, and curves.png beside it")
         if validation:
-            looks, file = {}, output / "scores.json"
-            _score(data, model, validation, output / "model.h5", file, looks)
+            written = output / "scores.json", output / "confusion.png"
+            _score(data, model, validation, output / "model.h5", *written, {})
 
 
 def _compile(model, options, recipe, source, steps):

@@ -4,6 +4,7 @@ import datetime
 import difflib
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import pathlib
@@ -12,6 +13,7 @@ import warnings
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from keras_fcn import evaluation, files, metrics
 from keras_fcn.weights import shapes, to_numpy
@@ -345,6 +347,46 @@ def summary(record):
             left_out = ", ".join(judged["without"]["classes"])
             lines.append(f"without {left_out}: {_means(judged['without'])}")
     return "\n".join([*lines, f"({what(record)})"])
+
+
+def draw(record, path):
+    """Draws which class is taken for which: the confusion matrices of a record, as PNG.
+
+    A row is a class of the truth, its cells the shares of its pixels, in percent, that
+    the net gives each class; so the diagonal is the accuracy of each.
+
+    Args:
+        record: As in `measured_table`.
+        path: The picture; one matrix below the other for several heads.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heads = _by_head(record)
+    most = max(len(judged["classes"]) for judged in heads.values())
+    side = 3 + 0.5 * most  # inches
+    figure = Figure(figsize=(side, side * len(heads)), dpi=80, layout="constrained")
+    for place, (head, judged) in enumerate(heads.items(), start=1):
+        counts = np.asarray(judged["confusion_matrix"], float)
+        percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes = figure.add_subplot(len(heads), 1, place)
+        axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        for (row, column), share in np.ndenumerate(percent):
+            if share >= 0.5:
+                tone = "white" if share > 60 else "black"
+                text = f"{share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=tone)
+        places = range(len(counts))
+        axes.set_xticks(places, judged["classes"], rotation=90)
+        axes.set_yticks(places, judged["classes"])
+        axes.set_xlabel("found")
+        axes.set_ylabel(f"truth, {head}" if head else "truth")
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    files.write_bytes(path, picture.getbuffer())
 
 
 def fingerprint(model):

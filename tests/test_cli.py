@@ -170,12 +170,18 @@ def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, stree
     assert {"loss", "mean_iou", "val_mean_iou"} <= set(rows[0].split(","))
     result = json.loads((output / "scores.json").read_text())
     assert result["images"] == 4
-    for picture in ("curves.png", "overlays/epoch-0001.png", "overlays/epoch-0002.png"):
+    overlays = ("overlays/epoch-0001.png", "overlays/epoch-0002.png")
+    for picture in ("curves.png", "confusion.png", *overlays):
         with Image.open(output / picture) as image:
             assert image.width > 100
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     again = ["evaluate", *street, "--relabel", "9=255", "--json", str(tmp_path / "j")]
+    again += ["--picture", str(tmp_path / "c.png")]
     assert main([*again, "--checkpoint", str(output / "model.h5")]) == 0
+    drawn = [
+        path.read_bytes() for path in (tmp_path / "c.png", output / "confusion.png")
+    ]
+    assert drawn[0] == drawn[1]
     again = json.loads((tmp_path / "j").read_text())
     assert again["scores"] == result["scores"]
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import test_manifest
+from PIL import Image
 
 from keras_fcn import protocols, weights
 from keras_fcn.datasets.catalog import DATASETS
@@ -373,6 +374,32 @@ def test_of_nothing_but_void_nothing_was_measured(model, source):
     with pytest.raises(ValueError, match="my streets val, 3 images no pixel was"):
         protocols.measured(record)
     assert "mean IU absent" in protocols.summary(record)
+
+
+def test_a_picture_has_a_row_for_each_class_of_the_truth(record, tmp_path):
+    """Where cells are dark: those of a row's shares, not of a column's."""
+    counts = [[0, 0, 9], [0, 0, 5], [0, 0, 0]]
+    scores = {**record["scores"], "confusion_matrix": counts}
+    protocols.draw({**record, "scores": scores}, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"), int)
+    dark = (pixels[..., 2] < 120) & (pixels[..., 2] > pixels[..., 0] + 60)  # blue
+    rows, columns = np.nonzero(dark)
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert height == pytest.approx(2 * width, abs=3)  # two whole rows, one column
+    assert width > 20
+
+
+def test_the_picture_of_several_heads_is_as_many_times_as_high(model, source, tmp_path):
+    heads = {"a": protocols.evaluate(STREETS, model, source)["scores"]}
+    record = {"scores": heads}
+    protocols.draw(record, tmp_path / "one.png")
+    protocols.draw({"scores": {**heads, "b": heads["a"]}}, tmp_path / "two.png")
+    with (
+        Image.open(tmp_path / "one.png") as one,
+        Image.open(tmp_path / "two.png") as two,
+    ):
+        assert two.size == (one.width, 2 * one.height)
 
 
 def test_a_summary_says_each_class_and_all_means(record):
