@@ -381,7 +381,8 @@ def _train(options):
         model = _net(options, source)
     batches = _batches(options, source)
     if options.batch_norm and options.init:
-        models.fit_batch_norm(model, batches.batch(0, 0)[0])
+        with busy("Fitting the normalisation to a batch"):
+            models.fit_batch_norm(model, batches.batch(0, 0)[0])
     epochs = options.epochs or math.ceil(recipe.iterations / len(batches))
     if options.fix_trunk:
         training.fix_trunk(model)

@@ -38,6 +38,11 @@ class WeightedCrossentropy(keras.losses.Loss):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)  # Keras' own reduction and dtype
+        if jaccard < 0 or (jaccard and self.reduction == "sum"):
+            raise ValueError(
+                f"`jaccard` is {jaccard}, with reduction {self.reduction!r}; expected "
+                "a factor from 0, and 0 where losses are summed."
+            )
         self.weights = None if weights is None else [float(w) for w in weights]
         self.void = void
         self.jaccard = jaccard
@@ -77,7 +82,7 @@ def _jaccard_distance(truth, counts, logits):
     counts = ops.cast(counts, logits.dtype)[..., None]
     truth = ops.one_hot(truth, logits.shape[-1], dtype=logits.dtype) * counts
     found = ops.softmax(logits) * counts
-    both, true, positive = (_share(x) for x in (truth * found, truth, found))
+    both, true, positive = (_class_means(x) for x in (truth * found, truth, found))
     either = true + positive - both
     present = ops.cast(true > 0, logits.dtype)
     overlap = ops.sum(present * both / ops.where(present > 0, either, 1))
@@ -85,7 +90,7 @@ def _jaccard_distance(truth, counts, logits):
     return ops.where(classes > 0, 1 - overlap / ops.maximum(classes, 1), 0)
 
 
-def _share(x):
+def _class_means(x):
     """The mean of each class over all devices, its gradient that of this one's part."""
     here = ops.mean(x, axis=(0, 1, 2))
     return here + ops.stop_gradient(devices.mean(ops.stop_gradient(here)) - here)

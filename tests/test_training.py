@@ -79,9 +79,10 @@ def linear(classes=3):
     return keras.Model(image, layers.Conv2D(classes, 1, name="score")(image))
 
 
-def test_a_batch_of_nothing_but_void_has_no_loss_and_teaches_nothing():
+@pytest.mark.parametrize("arguments", [{"weights": [1, 2, 3]}, {"jaccard": 1.0}])
+def test_a_batch_of_nothing_but_void_has_no_loss_and_teaches_nothing(arguments):
     model = linear()
-    model.compile(keras.optimizers.SGD(1.0), WeightedCrossentropy([1, 2, 3]))
+    model.compile(keras.optimizers.SGD(1.0), WeightedCrossentropy(**arguments))
     before = [read(v) for v in model.weights]
     pictures = np.random.default_rng(0).uniform(0, 255, (2, 4, 5, 3))
     history = model.fit(pictures, np.full((2, 4, 5), VOID), verbose=0).history
@@ -118,15 +119,12 @@ def test_of_a_net_that_is_sure_the_jaccard_distance_is_one_minus_its_mean_iou():
     assert (float(more) - float(plain)) / 1e4 == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_jaccard_distance_of_nothing_but_void_is_zero_and_teaches_nothing():
-    model = linear()
-    model.compile(keras.optimizers.SGD(1.0), WeightedCrossentropy(jaccard=1.0))
-    before = [read(v) for v in model.weights]
-    pictures = np.random.default_rng(0).uniform(0, 255, (2, 4, 5, 3))
-    history = model.fit(pictures, np.full((2, 4, 5), VOID), verbose=0).history
-    assert history["loss"] == [0.0]
-    for variable, then in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(read(variable), then)
+@pytest.mark.parametrize(
+    "arguments", [{"jaccard": -1}, {"jaccard": 1.0, "reduction": "sum"}]
+)
+def test_a_jaccard_distance_that_makes_no_sense_is_refused(arguments):
+    with pytest.raises(ValueError, match="a factor from 0, and 0 where losses are sum"):
+        WeightedCrossentropy(**arguments)
 
 
 def test_a_loss_is_rebuilt_from_its_configuration():

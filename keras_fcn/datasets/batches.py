@@ -445,7 +445,7 @@ def _changed(change, pictures, amount, rng):
 def _blurred(image, most, rng):
     """Blurs every second uint8 picture with a Gaussian."""
     blurs, deviation = rng.random() < 0.5, most * rng.random()
-    if not blurs:
+    if not blurs or not image.size:
         return image
     blur = ImageFilter.GaussianBlur(deviation)
     return np.asarray(Image.fromarray(image).filter(blur))
