@@ -118,6 +118,18 @@ def test_scales_are_drawn_between_their_limits_and_halve_as_often_as_they_double
     assert 70 < (sides < 40).sum() < 130
 
 
+def test_a_picture_may_be_moved_out_of_its_window_altogether(tmp_path):
+    pairs = folder.pairs(*write(tmp_path, {"a": (noise(4, 5), labels(4, 5, 0))}))
+    changes = {"color": (1, 1, 1), "tint": 1, "blur": 3, "noise": 9}
+    batches = batches_of(pairs, 1, jitter=32, **changes)
+    gone = 0
+    for epoch in range(40):
+        images, target = batches.batch(epoch, 0)
+        assert (images[target == VOID] == MEAN_COLOR).all()
+        gone += (target == VOID).all()
+    assert gone > 20
+
+
 # Colour
 
 

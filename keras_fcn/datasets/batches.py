@@ -344,7 +344,8 @@ def cut(pictures, labels, scaled, corner, size):
     for length, cells, start, extent in zip(
         _shape(labels), scaled, corner, size, strict=True
     ):
-        first, last = max(start, 0), max(min(start + extent, cells), 0)
+        first = min(max(start, 0), cells)
+        last = max(min(start + extent, cells), first)
         box.append((first * length / cells, last * length / cells))
         pixels.append(((np.arange(first, last) + 0.5) * length / cells).astype(int))
         inside.append(slice(first - start, last - start))
@@ -432,20 +433,22 @@ def _random_corner(rng, scaled, size):
 def _changed(change, pictures, amount, rng):
     """Changes what is colour of a picture, or of a dict of them."""
     if isinstance(pictures, dict):
-        return {**pictures, "color": change(pictures["color"], amount, rng)}
+        color = _changed(change, pictures["color"], amount, rng)
+        return {**pictures, "color": color}
     if pictures.shape[-1] != 3:
         raise ValueError(
             f"`color`, `tint`, `blur` or `noise` was given for a picture of "
             f"{pictures.shape[-1]} channels; expected RGB, as depth has no colour: "
             "leave it out."
         )
-    return change(pictures, amount, rng)
+    # Jitter may move a small picture out of its window altogether.
+    return change(pictures, amount, rng) if pictures.size else pictures
 
 
 def _blurred(image, most, rng):
     """Blurs every second uint8 picture with a Gaussian."""
     blurs, deviation = rng.random() < 0.5, most * rng.random()
-    if not blurs or not image.size:
+    if not blurs:
         return image
     blur = ImageFilter.GaussianBlur(deviation)
     return np.asarray(Image.fromarray(image).filter(blur))
