@@ -29,6 +29,7 @@ CLASSES = 3
 STEPS = 4
 ROOT = pathlib.Path(__file__).parent.parent
 TIME_LIMIT = 600  # seconds
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 torch_only = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the others run in one process"
@@ -231,7 +232,8 @@ def start(*arguments, command=(), program=__file__):
         **os.environ,
         "KERAS_BACKEND": keras.backend.backend(),
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        # What this process compiles with, too: other kernels round otherwise.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {TWO_DEVICES}",
     }
     return subprocess.Popen(
         [sys.executable, *command, program, *map(str, arguments)],
