@@ -112,7 +112,8 @@ def _folder(pairs, relabel, label_sets):
             pairs, classes, relabel=relabel, label_set=label_sets.get("")
         )
     source = folder.Folder(pairs, VOID, relabel=relabel)
-    counts = batches.label_counts(source)
+    with busy("Looking which labels there are"):
+        counts = batches.label_counts(source)
     highest = max((label for label in range(VOID) if counts[label]), default=0)
     names = tuple(f"class {label}" for label in range(highest + 1))
     source.label_sets = {"": LabelSet(names, voc_colormap(len(names)))}

@@ -361,6 +361,8 @@ def test_all_processes_end_when_one_is_killed(tmp_path):
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_the_first_process_may_save_when_all_are_to_stop(number, tmp_path):
+    # A shell that starts pytest in the background lets it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start("is_stopped", tmp_path)
     assert process.stdout.readline() == "This is 0 2\n"
     wait_for(lambda: any(tmp_path.glob("state/*.npz")))

@@ -150,10 +150,10 @@ def test_an_image_of_any_size_comes_out_as_large(backbone):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_an_image_of_every_size_comes_out_as_large(backbone):
+    # 1 to 70 pixels, and in either direction every remainder of the largest stride.
     model = every_stride(backbone)
-    for size in range(1, 71):
-        assert_size_is_kept(model, 1, size, 71 - size)
-        assert_size_is_kept(model, 1, size, 1)
+    for height in range(1, 36):
+        assert_size_is_kept(model, 1, height, 71 - height)
 
 
 def test_one_net_trains_and_predicts_at_two_sizes_in_a_row():
