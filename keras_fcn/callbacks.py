@@ -46,7 +46,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_fcn import images, progress
 from keras_fcn.files import replacing, write_bytes
-from keras_fcn.weights import assign_all, to_numpy
+from keras_fcn.weights import assign_all, to_numpy, unshare
 
 # What NumPy's and Python's readers of .npz files raise on damaged ones.
 _DAMAGE = (
@@ -391,19 +391,12 @@ def averaged(model):
     """
     trained = [to_numpy(variable) for variable in model.trainable_variables]
     model.optimizer.finalize_variable_values(model.trainable_variables)
-    _unshare(model)
+    unshare(model.trainable_variables)  # or validation would free the averages
     try:
         yield
     finally:
         for variable, array in zip(model.trainable_variables, trained, strict=True):
             variable.assign(array)
-
-
-def _unshare(model):
-    # On JAX weights and averages are one array then, which a validation step that is
-    # given the weights frees: the optimizer would be left with nothing.
-    for variable in model.trainable_variables:
-        variable.assign(ops.copy(variable.value))
 
 
 class Averages(keras.callbacks.Callback):
@@ -426,7 +419,7 @@ class Averages(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Leaves the averages in the model and in the optimizer, one copy each."""
-        _unshare(self.model)
+        unshare(self.model.trainable_variables)
 
 
 class Divergence(keras.callbacks.Callback):

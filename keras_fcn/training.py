@@ -10,6 +10,7 @@ from keras import ops
 from keras_fcn import devices
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
+from keras_fcn.weights import unshare
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
@@ -317,6 +318,20 @@ def fix_trunk(model):
             layer.trainable = False
 
 
+@keras.saving.register_keras_serializable("keras_fcn")
+class AveragingAdamW(keras.optimizers.AdamW):
+    """AdamW that may be trained on with after `fit` left the averages in the weights.
+
+    With Keras' own a second `fit` is an error on JAX: they are one array then.
+    """
+
+    def finalize_variable_values(self, var_list):
+        """Puts the averages, if there are any, into the weights."""
+        super().finalize_variable_values(var_list)
+        if self.use_ema:
+            unshare(var_list)
+
+
 def compile_modern(
     model,
     steps,
@@ -352,7 +367,7 @@ def compile_modern(
         warmup_target=learning_rate,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(
+    optimizer = AveragingAdamW(
         schedule,
         weight_decay=weight_decay,
         global_clipnorm=1.0,  # nets without normalisation: one bad batch is enough

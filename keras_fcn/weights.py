@@ -268,6 +268,19 @@ def to_numpy(variable):
     return array.astype("float32") if array.dtype.kind == "V" else array
 
 
+def unshare(variables):
+    """Gives variables arrays of their own.
+
+    On JAX a variable that was assigned another shares its array, which a training step
+    that is given one of them frees.
+
+    Args:
+        variables: `keras.Variable`s.
+    """
+    for variable in variables:
+        variable.assign(keras.ops.copy(variable.value))
+
+
 def _with_depth(array):
     if array.ndim == 1:
         return array

@@ -170,6 +170,18 @@ def test_weights_decay_and_biases_do_not():
     np.testing.assert_array_equal(bias, before[1])
 
 
+def test_a_net_with_averages_may_be_fitted_again_and_saved(tmp_path):
+    model = linear()
+    compile_modern(model, 4)
+    pictures = np.random.default_rng(0).normal(size=(2, 2, 2, 3))
+    truth = np.array([[[0, 1], [2, 0]], [[1, 2], [0, 1]]])
+    losses = [model.fit(pictures, truth, verbose=0).history["loss"] for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    model.save(tmp_path / "net.keras")
+    again = keras.models.load_model(tmp_path / "net.keras")
+    assert again.fit(pictures, truth, verbose=0).history["loss"] < losses[2]
+
+
 def test_the_average_forgets_where_a_training_began_be_it_ever_so_short():
     for steps in (10, 500, 4000):
         model = linear()
