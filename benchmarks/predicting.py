@@ -2,8 +2,8 @@
 
     python benchmarks/predicting.py [BACKEND...]
 
-The net that ships, at stride 8, beside the paper's FCN-8s on VGG16 (drawn weights: the
-time is the same). One image at a time through `keras_fcn.segment`, as `keras-fcn
+The nets that ship beside the paper's FCN-8s on VGG16 (drawn weights: the time is the
+same). One image at a time through `keras_fcn.segment`, as `keras-fcn
 predict` does, after one that is not counted. Prints the median of ten.
 """
 
@@ -14,7 +14,11 @@ import sys
 import time
 
 BACKENDS = ("tensorflow", "jax", "torch")
-NETS = {"googlenet": {"weights": "camvid"}, "vgg16": {"num_classes": 11}}
+NETS = {
+    "googlenet-4s": {"backbone": "googlenet", "stride": 4, "weights": "camvid"},
+    "googlenet-8s": {"backbone": "googlenet", "stride": 8, "weights": "camvid"},
+    "vgg16-8s": {"backbone": "vgg16", "stride": 8, "num_classes": 11},
+}
 
 
 def measure():
@@ -24,8 +28,8 @@ def measure():
     import keras_fcn
 
     image = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
-    for backbone, arguments in NETS.items():
-        model = keras_fcn.FCN8s(backbone, **arguments)
+    for name, arguments in NETS.items():
+        model = keras_fcn.fcn(**arguments)
         keras_fcn.segment(model, image)
         seconds = []
         for _ in range(10):
@@ -33,12 +37,12 @@ def measure():
             keras_fcn.segment(model, image)
             seconds.append(time.perf_counter() - began)
         rate = 1 / statistics.median(seconds)
-        print(f"{os.environ['KERAS_BACKEND']:12}{backbone:12}{rate:6.2f}", flush=True)
+        print(f"{os.environ['KERAS_BACKEND']:12}{name:13}{rate:6.2f}", flush=True)
 
 
 def main(backends):
     """Measures in a process for each backend."""
-    print(f"{'backend':12}{'backbone':12}images per second")
+    print(f"{'backend':12}{'net':13}images per second")
     for backend in backends:
         environment = {**os.environ, "KERAS_BACKEND": backend}
         subprocess.run([sys.executable, __file__, "--one"], env=environment, check=True)

@@ -637,8 +637,9 @@ class TensorBoard(keras.callbacks.Callback):
         self.writer.add_image(name, picture, epoch + 1, dataformats="HWC")
 
     def on_train_end(self, logs=None):
-        """Closes the files."""
-        self.writer.close()
+        """Closes the files, if there was an epoch."""
+        if self.writer is not None:
+            self.writer.close()
         self.writer = None
 
 

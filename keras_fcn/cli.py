@@ -12,7 +12,7 @@ from keras_fcn.cli_data import numbers
 from keras_fcn.progress import busy, track
 
 BACKBONES, STRIDES = ("alexnet", "vgg16", "googlenet"), (32, 16, 8, 4)
-DEMO_CHECKPOINT = "googlenet-8s-camvid"
+DEMO_CHECKPOINT = "googlenet-4s-camvid"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 

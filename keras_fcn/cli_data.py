@@ -308,6 +308,13 @@ def add_training(command, backbones, strides):
     add("--blur", type=float, default=0.0, help="up to so many pixels (0; 0)")
     add("--noise", type=float, default=0.0, help="up to so many grey levels (0; 0)")
     add("--balance", type=float, help="0: none, 1: median frequency (0.5; 0)")
+    add(
+        "--adjust",
+        type=float,
+        default=0.0,
+        help="share of what --balance added to the logits, to be taken out again from "
+        "the trained net (0; 0)",
+    )
     add("--jaccard", type=float, default=0.0, help="share of 1 - mean IU (0; none)")
     add("--keep", type=float, default=1.0, help="share of cells that count (1; 1)")
     add(
@@ -409,6 +416,9 @@ def _train(options):
     if devices.is_first():
         if options.batch_norm:
             model = models.fold_batch_norm(model)
+        if options.adjust:
+            weights = _class_weights(source, options.balance)
+            training.adjust_logits(model, weights, options.adjust)
         facts = {"labels": _labels_fact(source.label_sets)}
         models.save_checkpoint(model, output / "model.h5", facts=facts)
         callbacks.curves(output / "log.csv", output / "curves.png")
@@ -458,6 +468,10 @@ def _fill_in(options, recipe):
             setattr(options, name, value)
     if not options.crop:
         options.scale = None
+    if options.adjust and not options.balance:
+        raise ValueError(
+            "--adjust takes out what --balance added, which is 0; leave it out."
+        )
 
 
 def _label_sets(options):
@@ -514,7 +528,7 @@ def _net(options, source):
     classes = classes[""] if classes.keys() == {""} else classes
     pictures, _ = source[0]
     if isinstance(pictures, dict):
-        for name in ("skip_scales", "batch_norm"):
+        for name in ("skip_scales", "batch_norm", "adjust"):
             if getattr(options, name):
                 name = name.replace("_", "-")
                 raise ValueError(f"--{name} means nothing for a net of two streams.")

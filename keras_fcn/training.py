@@ -10,7 +10,7 @@ from keras import ops
 from keras_fcn import devices
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import SegmentationScores
-from keras_fcn.weights import unshare
+from keras_fcn.weights import to_numpy, unshare
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
@@ -110,6 +110,44 @@ def balanced_weights(counts, power=0.5):
     weights = np.zeros(len(counts))
     weights[present] = (np.median(counts[present]) / counts[present]) ** power
     return weights.tolist()
+
+
+def adjust_logits(model, class_weights, share=0.5):
+    """Takes a share of what class weights added to a trained net's logits out of them.
+
+    Under the weights w a class is learned as if it were w times as frequent, and so its
+    logit is higher by log w: thin classes are found where they are and where they are
+    not, and IU counts both. (Menon et al., 2021, "Long-tail learning via logit
+    adjustment", section 4.1, from the other side.) What is subtracted, share times log
+    w, goes into the bias of the finest score layer.
+
+    Args:
+        model: A net that `fcn` built with one head, and "bilinear" upsampling: with
+            "learned" the upsampling may scale what is subtracted.
+        class_weights: One number per class, as the net was trained with; classes of
+            weight 0 stay as they are.
+        share: 0 for nothing, 1 for the frequencies of the classes themselves.
+
+    Raises:
+        ValueError: If the net is another one, or has another number of classes.
+    """
+    scores = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D) and layer.name.startswith("score_")
+    ]
+    weights = np.asarray(class_weights, "float64")
+    heads = model.output if isinstance(model.output, dict) else {"": model.output}
+    found = [logits.shape[-1] for logits in heads.values()]
+    if found != [weights.size]:
+        raise ValueError(
+            f"{weights.size} class weights were given for {model.name}, whose heads "
+            f"tell {' and '.join(map(str, found))} classes apart; expected a net of "
+            "one head and a weight for each class."
+        )
+    finest = scores[-1].bias
+    shift = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
+    finest.assign(to_numpy(finest) - share * shift)
 
 
 # Multipliers of learning rate and decay, (kernel, bias). In the net of FCN-AlexNet no

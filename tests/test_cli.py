@@ -187,6 +187,20 @@ def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, stree
 
 
 @pytest.mark.usefixtures("_thin")
+def test_a_training_takes_out_of_the_logits_what_balance_added(tmp_path, street):
+    options = ["train", *street, "--relabel", "9=255", "--output", str(tmp_path / "o")]
+    options += ["--classes", "left", "right", *SMALL, "--epochs", "1", "--stride", "32"]
+    options += ["--balance", "1"]
+    written = []
+    for more in ([], ["--resume", "--adjust", "1"]):  # the training is done: no other
+        assert main([*options, *more]) == 0
+        written.append(weights.read_arrays(tmp_path / "o" / "model.h5"))
+    shift = [a - b for a, b in zip(*(w["score_fr/bias"] for w in written), strict=True)]
+    left, right = 20 + 21 + 22 + 23, 30 + 29 + 28 + 27  # columns, in `street`
+    assert shift[1] - shift[0] == pytest.approx(np.log(left / right), abs=1e-5)
+
+
+@pytest.mark.usefixtures("_thin")
 def test_a_normalised_training_writes_a_plain_net_and_can_start_from_one(
     tmp_path, street
 ):
@@ -242,6 +256,10 @@ def test_check_data_says_what_looks_wrong(capsys, street):
             "label 9",
         ),
         (["train", "camvid", "--output", "o", "--classes", "a"], "leave it out"),
+        (
+            ["train", "camvid", "--output", "o", "--balance", "0", "--adjust", "1"],
+            "is 0",
+        ),
         (["train", "camvit", "--output", "o"], "expected camvid"),
         (
             ["train", "camvid", "--output", "o", "--batch-norm", "--devices", "2"],

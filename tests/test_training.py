@@ -1,11 +1,13 @@
 import keras
 import numpy as np
+import oracle
 import pytest
 from keras import layers, ops
 
-from keras_fcn import metrics
+from keras_fcn import metrics, models
 from keras_fcn.training import (
     WeightedCrossentropy,
+    adjust_logits,
     balanced_weights,
     compile_modern,
 )
@@ -187,3 +189,25 @@ def test_the_average_forgets_where_a_training_began_be_it_ever_so_short():
         model = linear()
         compile_modern(model, steps)
         assert model.optimizer.ema_momentum**steps < np.exp(-9.9)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8, 4])
+def test_adjusted_logits_are_lower_by_a_share_of_the_log_of_the_weights(stride):
+    model = oracle.draw(models.fcn("googlenet", stride, 3, width=1e-6))
+    pictures = np.random.default_rng(0).uniform(0, 255, (1, 21, 34, 3))
+    before = model.predict_on_batch(pictures)
+    adjust_logits(model, [2.0, 0.0, 0.25], 0.5)
+    shift = [0.5 * np.log(2), 0, 0.5 * np.log(0.25)]
+    found = before - model.predict_on_batch(pictures)
+    np.testing.assert_allclose(
+        found, np.broadcast_to(shift, found.shape), atol=1e-5 * np.abs(before).max()
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "weights"), [(3, [1, 2]), ({"a": 3, "b": 2}, [1, 2, 3])]
+)
+def test_weights_of_other_classes_adjust_nothing(classes, weights):
+    model = models.fcn("alexnet", 32, classes, width=1e-6)
+    with pytest.raises(ValueError, match="expected a net of one head"):
+        adjust_logits(model, weights)

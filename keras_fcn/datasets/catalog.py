@@ -86,7 +86,7 @@ DATASETS = {
     ),
     "camvid": Dataset(
         *("camvid", "Camvid", None),
-        *("image", _CAMVID, "train", "val", "googlenet-8s-camvid"),
+        *("image", _CAMVID, "train", "val", "googlenet-4s-camvid"),
     ),
 }
 
