@@ -526,6 +526,10 @@ def _net(options, source):
 
     classes = {head: len(known.names) for head, known in source.label_sets.items()}
     classes = classes[""] if classes.keys() == {""} else classes
+    if options.adjust and isinstance(classes, dict):
+        raise ValueError(
+            "--adjust means nothing for a net of several heads; leave it out."
+        )
     pictures, _ = source[0]
     if isinstance(pictures, dict):
         for name in ("skip_scales", "batch_norm", "adjust"):
