@@ -46,7 +46,7 @@ def row(camvid, run, name):
     model, scores, clock = run / "model.h5", run / "val.json", run / "seconds.txt"
     if not model.exists():
         began = time.perf_counter()
-        resume = ["--resume"] if (run / "state.npz").exists() else []
+        resume = ["--resume"] if any((run / "state").glob("*.npz")) else []
         net = ["--backbone", backbone, "--stride", stride]
         train = [*folders(camvid, "train"), *LABELS, *net, *BUDGET]
         keras_fcn("train", *train, "--output", run, *resume)

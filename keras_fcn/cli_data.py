@@ -472,6 +472,11 @@ def _fill_in(options, recipe):
         raise ValueError(
             "--adjust takes out what --balance added, which is 0; leave it out."
         )
+    if options.adjust and options.upsampling == "learned":
+        raise ValueError(
+            "--adjust was given with --upsampling learned, which would scale what is "
+            "taken out; leave one of them out."
+        )
 
 
 def _label_sets(options):

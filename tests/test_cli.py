@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_fcn import callbacks, files, models, weights
+from keras_fcn import callbacks, cli_data, files, models, weights
 from keras_fcn.cli import main
+from keras_fcn.labels import LABEL_SETS
 
 
 @pytest.fixture
@@ -260,6 +261,10 @@ def test_check_data_says_what_looks_wrong(capsys, street):
             ["train", "camvid", "--output", "o", "--balance", "0", "--adjust", "1"],
             "is 0",
         ),
+        (
+            "train camvid --output o --adjust 1 --upsampling learned".split(),
+            "--upsampling learned",
+        ),
         (["train", "camvit", "--output", "o"], "expected camvid"),
         (
             ["train", "camvid", "--output", "o", "--batch-norm", "--devices", "2"],
@@ -286,6 +291,19 @@ def test_errors_are_one_sentence_and_exit_status_2(
         assert captured.err.startswith("keras-fcn: error: ")
         assert words in captured.err
         assert "Traceback" not in captured.err
+
+
+def test_a_net_of_several_heads_is_not_adjusted(tmp_path, monkeypatch, capsys):
+    class Scenes(list):
+        label_sets = dict.fromkeys(("sem", "geo"), LABEL_SETS["siftflow-geo"])
+
+    scenes = Scenes([(np.zeros((8, 8, 3)), dict.fromkeys(("sem", "geo"), None))])
+    monkeypatch.setattr(cli_data, "source_of", lambda *given, **known: scenes)
+    output = tmp_path / "run"
+    arguments = ["train", "siftflow", "--output", str(output), "--adjust", "1"]
+    assert main([*arguments, "--validation", "siftflow"]) == 2
+    assert "several heads; leave it out" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_two_pictures_of_one_name_do_not_overwrite_each_other(

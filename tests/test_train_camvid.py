@@ -1,0 +1,64 @@
+"""tools/train_camvid.py, with a training in place of which its command is kept."""
+
+import pathlib
+
+import pytest
+import scripts
+
+from keras_fcn import cli, files, models, weights
+
+tool = scripts.load("tools/train_camvid.py")
+CAMVID = pathlib.Path("camvid")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The options of each training, which writes a small net of the right stride."""
+    seen = []
+
+    def run(*arguments):
+        options = cli._parser().parse_args([str(argument) for argument in arguments])
+        seen.append(options)
+        output = pathlib.Path(options.output)
+        output.mkdir(parents=True)
+        net = models.fcn("googlenet", options.stride, 11, width=1 / 16)
+        models.save_checkpoint(net, output / "model.h5")
+
+    monkeypatch.setattr(tool, "keras_fcn", run)
+    return seen
+
+
+def test_each_stage_starts_from_the_one_before(trained, tmp_path, capsys):
+    tool.main([str(CAMVID), str(tmp_path), "--", "--epochs", "1"])
+    assert [pathlib.Path(o.output).name for o in trained] == list(tool.STAGES)
+    assert trained[0].init == []
+    for before, after in zip(trained, trained[1:], strict=False):
+        assert after.init == [str(pathlib.Path(before.output) / "model.h5")]
+    assert {o.epochs for o in trained} == {1}
+    assert not any(o.resume for o in trained)
+    said = capsys.readouterr().out
+    for name in tool.SHIPPED:
+        path = tmp_path / f"{name}.h5"
+        assert files.measure(path)["sha256"] in said
+        assert weights.metadata(path)["labels"] == "camvid"
+        assert models.load_checkpoint(path).name == f"fcn{name.split('-')[1]}_googlenet"
+
+
+def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
+    first, second, *_ = tool.STAGES
+    (tmp_path / first).mkdir()
+    (tmp_path / first / "model.h5").touch()
+    (tmp_path / second / "state").mkdir(parents=True)
+    (tmp_path / second / "state" / "epoch-0001-batch-000000.npz").touch()
+    seen = []
+    monkeypatch.setattr(tool, "keras_fcn", lambda *arguments: seen.append(arguments))
+    tool.train(CAMVID, tmp_path)
+    assert seen[0][-2:] == (tmp_path / second, "--resume")
+    assert all("--resume" not in arguments for arguments in seen[1:])
+    assert len(seen) == len(tool.STAGES) - 1
+
+
+def test_a_stage_that_fails_ends_it(tmp_path):
+    with pytest.raises(SystemExit, match="keras-fcn train failed"):
+        tool.main([str(tmp_path / "none"), str(tmp_path / "runs")])
+    assert not (tmp_path / "runs" / "second").exists()

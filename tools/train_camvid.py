@@ -1,0 +1,93 @@
+"""Trains the checkpoints that ship, from nothing, on the pictures of CamVid's train.
+
+    python tools/train_camvid.py CAMVID RUNS                # many hours on two cores
+    python tools/train_camvid.py CAMVID RUNS -- --epochs 1  # to see it run
+
+CAMVID holds train/{images,labels}, 480 x 360, void 11. Every stage is one command of
+`keras-fcn train`, which is printed; it starts from the net of the stage before, and
+goes on where it was stopped. Stages that are there already are not trained again. What
+follows -- is given to all of them. At the end the nets that ship are written as
+float16: RUNS/googlenet-4s-camvid.h5 and RUNS/googlenet-8s-camvid.h5. What each stage
+brought, and how long it took: docs/camvid.md.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+
+from keras_fcn import files, manifest, models
+
+DATA = "--labels camvid --relabel 11=255"
+CHANGES = "--scale 0.5 2 --color 0.4 --tint 0.15 --blur 1.5 --noise 8"
+LONG = f"--batch-norm {CHANGES} --jaccard 0.5 --learning-rate 5e-4"
+STAGES = {
+    "first": "--epochs 64",
+    "second": f"{LONG} --epochs 20",
+    "third": f"{LONG} --epochs 40 --stride 4",
+    "fourth": f"{LONG} --epochs 27 --stride 4 --batch-size 3 --crop 320 --scale 0.6 2 "
+    "--learning-rate 3e-4 --adjust 0.5",
+    "fifth": f"{LONG} --epochs 5 --learning-rate 2e-4 --adjust 0.5",
+}
+SHIPPED = {"googlenet-4s-camvid": "fourth", "googlenet-8s-camvid": "fifth"}
+FACTS = ("labels", "license", "trained_on")  # of the manifest, that the files repeat
+
+
+def keras_fcn(*arguments):
+    """Runs the command line in a process of its own; ends this one if it fails."""
+    print("$ keras-fcn", *arguments, flush=True)
+    command = [sys.executable, "-m", "keras_fcn", *map(str, arguments)]
+    if subprocess.run(command).returncode:
+        sys.exit(f"keras-fcn {arguments[0]} failed")
+
+
+def train(camvid, runs, options=()):
+    """Trains one stage after the other, as far as that is not done.
+
+    Args:
+        camvid: The folder of the data.
+        runs: The folder whose folders are named like the stages.
+        options: Of `keras-fcn train`, for every stage.
+    """
+    data = [camvid / "train" / "images", camvid / "train" / "labels", *DATA.split()]
+    start = []
+    for stage, recipe in STAGES.items():
+        run = runs / stage
+        if not (run / "model.h5").exists():
+            stopped = any((run / "state").glob("*.npz"))
+            goes_on = ["--resume"] if stopped else []
+            how = [*start, *recipe.split(), *options, "--output", run, *goes_on]
+            keras_fcn("train", *data, *how)
+        start = ["--init", run / "model.h5"]
+
+
+def ship(runs):
+    """Writes what ships, as float16, and prints what the manifest says of a file.
+
+    Args:
+        runs: As in `train`.
+    """
+    for name, stage in SHIPPED.items():
+        model = models.load_checkpoint(runs / stage / "model.h5")
+        entry = manifest.checkpoint_info(name)
+        facts = {fact: entry[fact] for fact in FACTS}
+        path = runs / f"{name}.h5"
+        models.save_checkpoint(model, path, facts=facts, dtype="float16")
+        print(path, files.measure(path))
+
+
+def main(arguments=None):
+    """Trains and writes; `arguments` are those of the process if None."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("camvid", type=pathlib.Path)
+    parser.add_argument("runs", type=pathlib.Path)
+    parser.add_argument("options", nargs="*", help="of keras-fcn train, after --")
+    options = parser.parse_args(arguments)
+    train(options.camvid, options.runs, options.options)
+    ship(options.runs)
+
+
+if __name__ == "__main__":
+    main()
