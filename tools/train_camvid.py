@@ -25,9 +25,9 @@ STAGES = {
     "first": "--epochs 64",
     "second": f"{LONG} --epochs 20",
     "third": f"{LONG} --epochs 40 --stride 4",
-    "fourth": f"{LONG} --epochs 27 --stride 4 --batch-size 3 --crop 320 --scale 0.6 2 "
+    "fourth": f"{LONG} --epochs 22 --stride 4 --batch-size 3 --crop 320 --scale 0.6 2 "
     "--learning-rate 3e-4 --adjust 0.5",
-    "fifth": f"{LONG} --epochs 5 --learning-rate 2e-4 --adjust 0.5",
+    "fifth": f"{LONG} --epochs 4 --learning-rate 2e-4 --adjust 0.5",
 }
 SHIPPED = {"googlenet-4s-camvid": "fourth", "googlenet-8s-camvid": "fifth"}
 FACTS = ("labels", "license", "trained_on")  # of the manifest, that the files repeat
