@@ -4,8 +4,8 @@
 
 Each row is one picture: what the net says, and beside it, in red, the pixels where the
 mask says otherwise (grey where it is void). The worst are those of the lowest pixel
-accuracy, one of each third of the data: the neighbours of a film look alike. With
---with-images, the picture itself comes first.
+accuracy, one of each third of the data, or of as many parts as --worst says: the
+neighbours of a film look alike. With --with-images, the picture itself comes first.
 """
 
 import argparse
@@ -60,8 +60,11 @@ def main():
     add("--with-images", action="store_true", help="draw the pictures, too")
     add_relabel(parser)
     options = parser.parse_args()
+    sets = manifest.label_sets(models.checkpoint_entry(options.checkpoint))
+    if len(sets) != 1 or options.worst < 1:
+        parser.error("expected a checkpoint of one head with names, and --worst from 1")
+    [known] = sets.values()
     model = load_checkpoint(options.checkpoint)
-    [known] = manifest.label_sets(models.checkpoint_entry(options.checkpoint)).values()
     pairs = folder.pairs(options.images, options.masks)
     relabel = dict(options.relabel)
     source = folder.Folder(pairs, len(known.names), relabel=relabel)

@@ -118,8 +118,8 @@ def adjust_logits(model, class_weights, share=0.5):
     Under the weights w a class is learned as if it were w times as frequent, and so its
     logit is higher by log w: thin classes are found where they are and where they are
     not, and IU counts both. (Menon et al., 2021, "Long-tail learning via logit
-    adjustment", from the other side.) What is subtracted, share times log
-    w, goes into the bias of the finest score layer.
+    adjustment", from the other side.) What is subtracted, share times log w, goes into
+    the bias of the finest score layer.
 
     Args:
         model: A net that `fcn` built with one head, and "bilinear" upsampling: with
