@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_fcn.geometry import Grid, bilinear_kernel_size
 from keras_fcn.layers import (
+    BatchNormalization,
     BilinearKernel,
     BilinearUpsampling,
     CropLike,
@@ -65,7 +66,7 @@ def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="rel
     )
     x = x.then(layer, grid)
     if normalized:
-        x = x.then(layers.BatchNormalization(momentum=0.97, name=f"{name}_bn"))
+        x = x.then(BatchNormalization(momentum=0.97, name=f"{name}_bn"))
         x = x.then(layers.Activation(activation, name=f"{name}_relu"))
     return x
 

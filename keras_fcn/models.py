@@ -451,6 +451,7 @@ def fit_batch_norm(model, pictures):
         norm.set_weights([none + 1, none, none, none + 1 - norm.epsilon])
     inputs = keras.Model(model.input, [norm.input for norm in norms])
     for norm, x in zip(norms, inputs.predict_on_batch(pictures), strict=True):
+        x = np.asarray(x, "float32")  # under mixed precision a sum would stop growing
         mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
         norm.set_weights([np.sqrt(variance + norm.epsilon), mean, mean, variance])
 

@@ -4,6 +4,7 @@ import oracle
 import pytest
 
 from keras_fcn.layers import (
+    BatchNormalization,
     BilinearKernel,
     BilinearUpsampling,
     CropLike,
@@ -18,6 +19,7 @@ LAYERS = [
     CropLike(2),
     LocalResponseNormalization(3, 0.5, 0.6, 2.0),
     Preprocess("BGR", [104.5, 116.25, 122.0]),
+    BatchNormalization(momentum=0.9),
 ]
 
 
@@ -167,6 +169,41 @@ def test_a_crop_ends_where_the_map_ends():
     x = noise(1, 7, 9, 2)
     found = run(CropLike(2), x, np.zeros((1, 6, 4, 1), "float32"))
     np.testing.assert_array_equal(found, x[:, 2:7, 2:6])
+
+
+# Batch normalisation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_normalization_learns_and_predicts_as_keras_own(dtype):
+    x, y = 50 * noise(3, 7, 5, 4) + 100, noise(3, 7, 5, 4, seed=1)
+    found = []
+    for kind in (BatchNormalization, keras.layers.BatchNormalization):
+        start = keras.layers.Dense(
+            4, use_bias=False, kernel_initializer="identity", dtype=dtype
+        )
+        norm = kind(momentum=0.9, dtype=dtype)
+        model = keras.Sequential([keras.Input((7, 5, 4)), start, norm])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        logits = model.predict(x, verbose=0).astype("float32")
+        found.append([*model.get_weights(), logits])
+    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    for ours, keras_own in zip(*found, strict=True):
+        largest = np.abs(keras_own).max()
+        np.testing.assert_allclose(ours, keras_own, atol=tolerance * largest)
+
+
+def test_batch_normalization_that_is_not_trainable_keeps_its_statistics():
+    norm = BatchNormalization()
+    x = 3 * noise(2, 4, 4, 3) + 1
+    norm(x)
+    before = norm.get_weights()
+    norm.trainable = False
+    np.testing.assert_allclose(norm(x, training=True), norm(x), rtol=1e-6)
+    for now, then in zip(norm.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
 
 
 # Local response normalisation
