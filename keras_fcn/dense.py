@@ -11,9 +11,17 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_fcn.layers import LocalResponseNormalization, Preprocess
+from keras_fcn.layers import (
+    BatchNormalization,
+    Conv2D,
+    LocalResponseNormalization,
+    MaxPooling2D,
+    Preprocess,
+)
 from keras_fcn.weights import transplant
 
+CONVOLUTIONS = (layers.Conv2D, Conv2D)
+MAX_POOLINGS = (layers.MaxPooling2D, MaxPooling2D)
 # What works on each cell by itself does so at any stride.
 CELL_BY_CELL = (
     layers.Activation,
@@ -31,6 +39,7 @@ CELL_BY_CELL = (
     layers.Softmax,
     layers.SpatialDropout2D,
     layers.Subtract,
+    BatchNormalization,
     LocalResponseNormalization,
     Preprocess,
 )
@@ -200,8 +209,8 @@ def _check_functional(model):
 
 def _check_layer(layer, seen):
     kinds = (
-        layers.Conv2D,
-        layers.MaxPooling2D,
+        *CONVOLUTIONS,
+        *MAX_POOLINGS,
         layers.AveragePooling2D,
         layers.ZeroPadding2D,
         *CELL_BY_CELL,
@@ -236,7 +245,7 @@ def _rarefied(layer, strides):
         config["padding"] = _scaled(layer.padding, strides)
         return [kind.from_config(config)]
     pads = _scaled(_pads(layer), strides)
-    if kind is layers.Conv2D:
+    if kind in CONVOLUTIONS:
         rate = _times(layer.dilation_rate, strides)
         config |= {"strides": (1, 1), "dilation_rate": rate}
         config["kernel_initializer"] = "zeros"  # not drawn: the net's weights come in
@@ -245,7 +254,7 @@ def _rarefied(layer, strides):
         name = f"{layer.name}_pad"
         pad = layers.ZeroPadding2D(pads, name=name, dtype=layer.dtype_policy)
         return [pad, kind.from_config({**config, "padding": "valid"})]
-    maximum = kind is layers.MaxPooling2D
+    maximum = kind in MAX_POOLINGS
     pooling = DilatedMaxPooling2D if maximum else DilatedAveragePooling2D
     named = {"name": layer.name, "dtype": layer.dtype_policy}
     return [pooling(layer.pool_size, strides, pads, **named)]
@@ -255,7 +264,7 @@ def _pads(layer):
     """The (before, after) of each axis that give the cells of the layer's padding."""
     if layer.padding == "valid":
         return [(0, 0), (0, 0)]
-    if type(layer) is layers.Conv2D:
+    if type(layer) in CONVOLUTIONS:
         rates = zip(layer.kernel_size, layer.dilation_rate, strict=True)
         sizes = [(size - 1) * rate + 1 for size, rate in rates]
     else:

@@ -11,8 +11,10 @@ from keras_fcn.layers import (
     BatchNormalization,
     BilinearKernel,
     BilinearUpsampling,
+    Conv2D,
     CropLike,
     LocalResponseNormalization,
+    MaxPooling2D,
 )
 
 
@@ -54,7 +56,7 @@ def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="rel
     if pad and not same:
         x = x.then(layers.ZeroPadding2D(pad, name=f"{name}_pad"))
     normalized = activation and x.batch_norm
-    layer = layers.Conv2D(
+    layer = Conv2D(
         filters,
         kernel,
         stride,
@@ -81,7 +83,7 @@ def max_pool(x, kernel, stride, *, name, pad=0):
         edges = (pad, pad + stride - 1)  # a zero beats no maximum of a ReLU
         x = x.then(layers.ZeroPadding2D((edges, edges), name=f"{name}_pad"))
     padding = "same" if same else "valid"
-    return x.then(layers.MaxPooling2D(kernel, stride, padding, name=name), grid)
+    return x.then(MaxPooling2D(kernel, stride, padding, name=name), grid)
 
 
 def average_pool(x, kernel, *, name):

@@ -7,8 +7,10 @@ from keras_fcn.layers import (
     BatchNormalization,
     BilinearKernel,
     BilinearUpsampling,
+    Conv2D,
     CropLike,
     LocalResponseNormalization,
+    MaxPooling2D,
     Preprocess,
     bilinear_line,
 )
@@ -20,6 +22,8 @@ LAYERS = [
     LocalResponseNormalization(3, 0.5, 0.6, 2.0),
     Preprocess("BGR", [104.5, 116.25, 122.0]),
     BatchNormalization(momentum=0.9),
+    Conv2D(3, 3, strides=2, kernel_initializer="ones"),
+    MaxPooling2D(3, 2),
 ]
 
 
@@ -171,6 +175,37 @@ def test_a_crop_ends_where_the_map_ends():
     np.testing.assert_array_equal(found, x[:, 2:7, 2:6])
 
 
+# Convolution and pooling
+
+
+@pytest.mark.parametrize("size", [(9, 12), (10, 7), (8, 8)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (4, 3)])
+def test_convolution_is_keras_own(kernel, stride, dilation, padding, size):
+    x = noise(2, *size, 4)
+    window = {"strides": stride, "dilation_rate": dilation, "padding": padding}
+    ours = Conv2D(6, kernel, groups=2, activation="relu", **window)
+    keras_own = keras.layers.Conv2D(6, kernel, groups=2, activation="relu", **window)
+    found = run(ours, x)
+    keras_own.build(x.shape)
+    keras_own.set_weights(ours.get_weights())
+    np.testing.assert_allclose(found, run(keras_own, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (10, 7), (8, 8)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (5, 2)])
+def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
+    x = noise(2, *size, 4)  # maxima may be negative: padding is no maximum
+    found, expected = (
+        run(kind(kernel, stride, padding), x)
+        for kind in (MaxPooling2D, keras.layers.MaxPooling2D)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 # Batch normalisation
 
 
@@ -296,7 +331,7 @@ def test_a_crop_promises_the_shape_it_has(size, reference, offset):
 
 
 @pytest.mark.parametrize("size", [(0, 2), (1, 1), (5, 3)])
-@pytest.mark.parametrize("layer", LAYERS[2:], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("layer", LAYERS[2:5], ids=lambda layer: type(layer).__name__)
 def test_the_other_layers_promise_the_shape_they_have(size, layer):
     assert_shape(layer, noise(2, *size, 3))
 
