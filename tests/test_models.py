@@ -477,6 +477,18 @@ def test_a_saved_net_has_the_same_logits(backbone, tmp_path):
     np.testing.assert_array_equal(predict(again, x), logits)
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="of TensorFlow")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_an_exported_net_has_the_same_logits_at_any_size(backbone, tmp_path):
+    import tensorflow as tf
+
+    model = build(backbone, 8, 5)
+    model.export(tmp_path / "net", verbose=False)
+    served = tf.saved_model.load(tmp_path / "net")
+    for x in (pictures(40, 40), pictures(33, 58, batch=2)):
+        np.testing.assert_allclose(served.serve(x), predict(model, x), atol=1e-5)
+
+
 SCRIPT = """
 import sys, keras, numpy as np, keras_fcn
 model = keras.models.load_model(sys.argv[1])
