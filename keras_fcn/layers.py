@@ -314,9 +314,9 @@ def _channels_first(x):
 
 @keras.saving.register_keras_serializable("keras_fcn")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' own, by TensorFlow's one kernel for it where TensorFlow trains.
+    """Keras' own, by TensorFlow's and PyTorch's one kernel for it in training.
 
-    What Keras composes of small steps is a third of a training step of FCN-GoogLeNet.
+    What Keras composes of small steps is a quarter of a training step of FCN-GoogLeNet.
     The statistics are those of the batch of this process alone.
 
     Input shape: `(batch, h, w, channels)`.
@@ -325,25 +325,34 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, x, training=None):
         """Returns `x`, (batch, h, w, channels), normalised."""
-        fused = keras.config.backend() == "tensorflow" and training and self.trainable
-        if not fused:
+        kernel = {"tensorflow": _normalize_tensorflow, "torch": _normalize_torch}
+        normalize = kernel.get(keras.config.backend())
+        if not (training and self.trainable and normalize):
             return super().call(x, training=training)
-        import tensorflow as tf
-
-        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=ops.convert_to_tensor(self.gamma),
-            offset=ops.convert_to_tensor(self.beta),
-            mean=[],
-            variance=[],
-            epsilon=self.epsilon,
-            is_training=True,
-        )
-        cells = tf.cast(tf.size(x) / x.shape[-1], variance.dtype)
-        variance *= (cells - 1) / cells  # Keras' is not divided by one less
+        gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
+        y, mean, variance = normalize(x, gamma, beta, self.epsilon)
+        cells = ops.cast(ops.size(x) / x.shape[-1], variance.dtype)
+        variance = variance * (cells - 1) / cells  # Keras' is not the unbiased one
         for moving, now in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
             moving.assign(self.momentum * moving + (1 - self.momentum) * now)
         return y
+
+
+def _normalize_tensorflow(x, gamma, beta, epsilon):
+    from tensorflow.raw_ops import FusedBatchNormV3
+
+    options = {"epsilon": epsilon, "is_training": True, "mean": [], "variance": []}
+    return FusedBatchNormV3(x=x, scale=gamma, offset=beta, **options)[:3]
+
+
+def _normalize_torch(x, gamma, beta, epsilon):
+    from torch import zeros_like
+    from torch.nn.functional import batch_norm
+
+    mean, variance = zeros_like(beta), zeros_like(beta)
+    x = _channels_first(x)
+    y = batch_norm(x, mean, variance, gamma, beta, True, momentum=1.0, eps=epsilon)
+    return y.permute(0, 2, 3, 1), mean, variance
