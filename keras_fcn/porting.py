@@ -224,10 +224,15 @@ def _pair(given, target, wanted, hidden):
     Returns:
         What is done, and `{weight: (type, array)}`.
     """
-    if type(target) not in ACTIONS.get(given.type, {}):
-        types = [kind for kind, uses in ACTIONS.items() if type(target) in uses]
-        raise ValueError(f"is of type {given.type}; expected {' or '.join(types)}")
-    action = ACTIONS[given.type][type(target)]
+    actions = {
+        kind: action
+        for kind, uses in ACTIONS.items()
+        for filled, action in uses.items()
+        if isinstance(target, filled)
+    }
+    if given.type not in actions:
+        raise ValueError(f"is of type {given.type}; expected {' or '.join(actions)}")
+    action = actions[given.type]
     if not wanted:
         _check_constant(target, given.blobs)
         return action, {}
