@@ -11,13 +11,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_fcn.layers import (
-    BatchNormalization,
-    Conv2D,
-    LocalResponseNormalization,
-    MaxPooling2D,
-    Preprocess,
-)
+from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
+from keras_fcn.layers import LocalResponseNormalization, Preprocess
 from keras_fcn.weights import transplant
 
 CONVOLUTIONS = (layers.Conv2D, Conv2D)

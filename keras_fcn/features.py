@@ -7,14 +7,12 @@ import keras
 from keras import layers
 
 from keras_fcn.geometry import Grid, bilinear_kernel_size
+from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
 from keras_fcn.layers import (
-    BatchNormalization,
     BilinearKernel,
     BilinearUpsampling,
-    Conv2D,
     CropLike,
     LocalResponseNormalization,
-    MaxPooling2D,
 )
 
 

@@ -13,7 +13,16 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "keras_fcn"
 # A module imports from lower floors only, never sideways.
 FLOORS = [
     ["geometry", "labels", "files", "progress", "caffe"],
-    ["images", "weights", "manifest", "layers", "metrics", "download", "devices"],
+    [
+        "images",
+        "weights",
+        "manifest",
+        "kernels",
+        "layers",
+        "metrics",
+        "download",
+        "devices",
+    ],
     [
         "features",
         "dense",
@@ -82,8 +91,9 @@ def imports_at_once(path):
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_knows_keras_and_no_backend(name):
     # Each backend has an engine of its own for several devices, which Keras does not
-    # hide: `devices` names them, each in the functions of that backend alone.
-    known = imports_at_once if name == "devices" else imports
+    # hide, and kernels that Keras does not use: two modules name them, each in the
+    # functions of that backend alone.
+    known = imports_at_once if name in ("devices", "kernels") else imports
     for imported in known(MODULES[name]):
         assert imported.split(".")[0] not in ("tensorflow", "jax", "torch"), imported
         assert not imported.startswith("keras.src"), imported

@@ -1,0 +1,118 @@
+"""Keras' own layers, where a backend has a faster way to the same numbers.
+
+The one place, beside `devices`, that names backends, each in the functions of its own.
+Keras hands PyTorch a copy of each map in another order of its axes, and composes batch
+normalisation of small steps; neither is needed.
+"""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_fcn")
+class Conv2D(keras.layers.Conv2D):
+    """Keras' own, without copies on PyTorch.
+
+    Input shape: `(batch, h, w, channels)`.
+    Output shape: `(batch, h', w', filters)`, as Keras'.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        """Returns `inputs` convolved with `kernel`, (height, width, in, out)."""
+        pads = _pads_of_torch(self, self.kernel_size)
+        if pads is None:
+            return super().convolution_op(inputs, kernel)
+        from torch.nn.functional import conv2d
+
+        y = conv2d(
+            _channels_first(inputs),
+            ops.convert_to_tensor(kernel).permute(3, 2, 0, 1),
+            stride=self.strides,
+            padding=pads,
+            dilation=self.dilation_rate,
+            groups=self.groups,
+        )
+        return y.permute(0, 2, 3, 1)
+
+
+@keras.saving.register_keras_serializable("keras_fcn")
+class MaxPooling2D(keras.layers.MaxPooling2D):
+    """Keras' own, without copies on PyTorch.
+
+    Input shape: `(batch, h, w, channels)`.
+    Output shape: `(batch, h', w', channels)`, as Keras'.
+    """
+
+    def call(self, inputs):
+        """Returns `inputs` pooled."""
+        pads = _pads_of_torch(self, self.pool_size)
+        if pads is None:
+            return super().call(inputs)
+        from torch.nn.functional import max_pool2d
+
+        x = _channels_first(inputs)
+        y = max_pool2d(x, self.pool_size, self.strides, padding=pads)
+        return y.permute(0, 2, 3, 1)
+
+
+def _pads_of_torch(layer, size):
+    """What PyTorch has to pad for a layer, or None where it is not to do the work."""
+    if keras.config.backend() != "torch" or layer.data_format != "channels_last":
+        return None
+    if layer.padding == "valid":
+        return (0, 0)
+    rates = getattr(layer, "dilation_rate", (1, 1))
+    spans = [(n - 1) * rate for n, rate in zip(size, rates, strict=True)]
+    if max(layer.strides) > 1 or any(span % 2 for span in spans):
+        return None  # not as much on either side
+    return tuple(span // 2 for span in spans)
+
+
+def _channels_first(x):
+    return ops.convert_to_tensor(x).permute(0, 3, 1, 2)
+
+
+@keras.saving.register_keras_serializable("keras_fcn")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' own, by TensorFlow's and PyTorch's one kernel for it in training.
+
+    What Keras composes of small steps is a quarter of a training step of FCN-GoogLeNet.
+    The statistics are those of the batch of this process alone.
+
+    Input shape: `(batch, h, w, channels)`.
+    Output shape: the same.
+    """
+
+    def call(self, x, training=None):
+        """Returns `x`, (batch, h, w, channels), normalised."""
+        kernel = {"tensorflow": _normalize_tensorflow, "torch": _normalize_torch}
+        normalize = kernel.get(keras.config.backend())
+        if not (training and self.trainable and normalize):
+            return super().call(x, training=training)
+        gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
+        y, mean, variance = normalize(x, gamma, beta, self.epsilon)
+        cells = ops.cast(ops.size(x) / x.shape[-1], variance.dtype)
+        variance = variance * (cells - 1) / cells  # Keras' is not the unbiased one
+        for moving, now in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            moving.assign(self.momentum * moving + (1 - self.momentum) * now)
+        return y
+
+
+def _normalize_tensorflow(x, gamma, beta, epsilon):
+    from tensorflow.raw_ops import FusedBatchNormV3
+
+    options = {"epsilon": epsilon, "is_training": True, "mean": [], "variance": []}
+    return FusedBatchNormV3(x=x, scale=gamma, offset=beta, **options)[:3]
+
+
+def _normalize_torch(x, gamma, beta, epsilon):
+    from torch import zeros_like
+    from torch.nn.functional import batch_norm
+
+    mean, variance = zeros_like(beta), zeros_like(beta)
+    x = _channels_first(x)
+    y = batch_norm(x, mean, variance, gamma, beta, True, momentum=1.0, eps=epsilon)
+    return y.permute(0, 2, 3, 1), mean, variance

@@ -1,0 +1,103 @@
+"""Keras' own layers are the oracle of those that take another way."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, "float32")
+
+
+def run(layer, x):
+    return keras.ops.convert_to_numpy(layer(x))
+
+
+# Convolution and pooling
+
+
+@pytest.mark.parametrize("size", [(9, 12), (10, 7), (8, 8)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (4, 3)])
+def test_convolution_is_keras_own(kernel, stride, dilation, padding, size):
+    x = noise(2, *size, 4)
+    window = {"strides": stride, "dilation_rate": dilation, "padding": padding}
+    ours = Conv2D(6, kernel, groups=2, activation="relu", **window)
+    keras_own = keras.layers.Conv2D(6, kernel, groups=2, activation="relu", **window)
+    found = run(ours, x)
+    keras_own.build(x.shape)
+    keras_own.set_weights(ours.get_weights())
+    np.testing.assert_allclose(found, run(keras_own, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (10, 7), (8, 8)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (5, 2)])
+def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
+    x = noise(2, *size, 4)  # maxima may be negative: padding is no maximum
+    found, expected = (
+        run(kind(kernel, stride, padding), x)
+        for kind in (MaxPooling2D, keras.layers.MaxPooling2D)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+# Batch normalisation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_normalization_learns_and_predicts_as_keras_own(dtype):
+    x, y = 50 * noise(3, 7, 5, 4) + 100, noise(3, 7, 5, 4, seed=1)
+    found = []
+    for kind in (BatchNormalization, keras.layers.BatchNormalization):
+        start = keras.layers.Dense(
+            4, use_bias=False, kernel_initializer="identity", dtype=dtype
+        )
+        norm = kind(momentum=0.9, dtype=dtype)
+        model = keras.Sequential([keras.Input((7, 5, 4)), start, norm])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        logits = model.predict(x, verbose=0).astype("float32")
+        found.append([*model.get_weights(), logits])
+    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    for ours, keras_own in zip(*found, strict=True):
+        largest = np.abs(keras_own).max()
+        np.testing.assert_allclose(ours, keras_own, atol=tolerance * largest)
+
+
+def test_batch_normalization_that_is_not_trainable_keeps_its_statistics():
+    norm = BatchNormalization()
+    x = 3 * noise(2, 4, 4, 3) + 1
+    norm(x)
+    before = norm.get_weights()
+    norm.trainable = False
+    np.testing.assert_allclose(norm(x, training=True), norm(x), rtol=1e-6)
+    for now, then in zip(norm.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+# Rebuilt
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BatchNormalization(momentum=0.9),
+        Conv2D(3, 3, strides=2, kernel_initializer="ones"),
+        MaxPooling2D(3, 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_is_rebuilt_from_its_config(layer):
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(layer)
+    )
+    assert type(again) is type(layer)
+    assert again.get_config() == layer.get_config()
+    x = noise(1, 9, 8, 3)
+    np.testing.assert_array_equal(run(again, x), run(layer, x))
