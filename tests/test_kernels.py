@@ -50,15 +50,16 @@ def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_batch_normalization_learns_and_predicts_as_keras_own(dtype):
-    x, y = 50 * noise(3, 7, 5, 4) + 100, noise(3, 7, 5, 4, seed=1)
+@pytest.mark.parametrize("shape", [(3, 7, 5, 4), (1, 1, 1, 4)])
+def test_batch_normalization_learns_and_predicts_as_keras_own(shape, dtype):
+    x, y = 50 * noise(*shape) + 100, noise(*shape, seed=1)
     found = []
     for kind in (BatchNormalization, keras.layers.BatchNormalization):
         start = keras.layers.Dense(
             4, use_bias=False, kernel_initializer="identity", dtype=dtype
         )
         norm = kind(momentum=0.9, dtype=dtype)
-        model = keras.Sequential([keras.Input((7, 5, 4)), start, norm])
+        model = keras.Sequential([keras.Input(shape[1:]), start, norm])
         model.compile(keras.optimizers.SGD(0.1), "mse")
         for _ in range(3):
             model.train_on_batch(x, y)
