@@ -76,8 +76,7 @@ def _channels_first(x):
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' own, by TensorFlow's and PyTorch's one kernel for it in training.
 
-    What Keras composes of small steps is a quarter of a training step of FCN-GoogLeNet.
-    The statistics are those of the batch of this process alone.
+    What that kernel cannot do, such as renormalisation, stays as Keras does it.
 
     Input shape: `(batch, h, w, channels)`.
     Output shape: the same.
@@ -87,8 +86,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Returns `x`, (batch, h, w, channels), normalised."""
         kernel = {"tensorflow": _normalize_tensorflow, "torch": _normalize_torch}
         normalize = kernel.get(keras.config.backend())
-        alone = tuple(x.shape[:3]) == (1, 1, 1)  # a cell, which PyTorch refuses
-        if alone or not (training and self.trainable and normalize):
+        plain = self.axis in (-1, 3) and self.scale and self.center
+        plain = plain and not (self.renorm or self.synchronized)
+        plain = plain and tuple(x.shape[:3]) != (1, 1, 1)  # a cell: PyTorch refuses it
+        if not (training and self.trainable and normalize and plain):
             return super().call(x, training=training)
         gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
         y, mean, variance = normalize(x, gamma, beta, self.epsilon)

@@ -51,14 +51,17 @@ def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("shape", [(3, 7, 5, 4), (1, 1, 1, 4)])
-def test_batch_normalization_learns_and_predicts_as_keras_own(shape, dtype):
+@pytest.mark.parametrize(
+    "options", [{}, {"axis": 1}, {"scale": False}, {"center": False}], ids=str
+)
+def test_batch_normalization_learns_and_predicts_as_keras_own(options, shape, dtype):
     x, y = 50 * noise(*shape) + 100, noise(*shape, seed=1)
     found = []
     for kind in (BatchNormalization, keras.layers.BatchNormalization):
         start = keras.layers.Dense(
             4, use_bias=False, kernel_initializer="identity", dtype=dtype
         )
-        norm = kind(momentum=0.9, dtype=dtype)
+        norm = kind(momentum=0.9, dtype=dtype, **options)
         model = keras.Sequential([keras.Input(shape[1:]), start, norm])
         model.compile(keras.optimizers.SGD(0.1), "mse")
         for _ in range(3):
