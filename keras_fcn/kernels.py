@@ -72,6 +72,26 @@ def _channels_first(x):
     return ops.convert_to_tensor(x).permute(0, 3, 1, 2)
 
 
+def window(x, start, height, width):
+    """Returns a part of `x`: TensorFlow's brackets have a slow gradient, of strides.
+
+    Args:
+        x: (batch, h, w, channels).
+        start: The part's first row and column.
+        height: Of the part, at most; less where `x` ends before.
+        width: The same.
+    """
+    if keras.config.backend() != "tensorflow":
+        return x[:, start : start + height, start : start + width]
+    from tensorflow import concat, minimum, slice
+
+    batch, *ends, channels = ops.shape(x)
+    starts = minimum(start, ends)
+    size = minimum([height, width], ends - starts)
+    begin = concat([[0], starts, [0]], 0)
+    return slice(x, begin, concat([[batch], size, [channels]], 0))
+
+
 @keras.saving.register_keras_serializable("keras_fcn")
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' own, by TensorFlow's and PyTorch's one kernel for it in training.

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fcn.kernels import window
+
 
 def bilinear_line(kernel_size):
     """Returns the bilinear kernel of one axis, (kernel_size,) float32.
@@ -94,8 +96,9 @@ class BilinearUpsampling(keras.layers.Layer):
         shape = list(ops.shape(x))
         size = self.factor * (shape[axis] + 1)
         x = ops.reshape(phases, [*shape[:axis], size, *shape[axis + 1 :]])
-        size = size - 2 * self.factor + self.kernel_size
-        return x[:, :size] if axis == 1 else x[:, :, :size]
+        if self.kernel_size == 2 * self.factor:
+            return x
+        return x[:, :-1] if axis == 1 else x[:, :, :-1]
 
     def compute_output_shape(self, shape):
         """Returns the output's shape for an input of `shape`."""
@@ -132,9 +135,7 @@ class CropLike(keras.layers.Layer):
     def call(self, inputs):
         """Returns the first of `inputs`, cropped to the second."""
         x, reference = inputs
-        start = self.offset
-        height, width = ops.shape(reference)[1:3]
-        return x[:, start : start + height, start : start + width, :]
+        return window(x, self.offset, *ops.shape(reference)[1:3])
 
     def compute_output_shape(self, shapes):
         """Returns the output's shape for inputs of `shapes`."""

@@ -12,12 +12,11 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "keras_fcn"
 # A module imports from lower floors only, never sideways.
 FLOORS = [
-    ["geometry", "labels", "files", "progress", "caffe"],
+    ["geometry", "labels", "files", "progress", "caffe", "kernels"],
     [
         "images",
         "weights",
         "manifest",
-        "kernels",
         "layers",
         "metrics",
         "download",
