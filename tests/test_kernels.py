@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
+from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D, window
+from keras_fcn.layers import CropLike
 
 
 def noise(*shape, seed=0):
@@ -105,3 +106,31 @@ def test_a_layer_is_rebuilt_from_its_config(layer):
     assert again.get_config() == layer.get_config()
     x = noise(1, 9, 8, 3)
     np.testing.assert_array_equal(run(again, x), run(layer, x))
+
+
+# Crops
+
+
+@pytest.mark.parametrize("start", [0, 2, 6, 9])
+@pytest.mark.parametrize("sides", [(1, 1), (3, 5), (6, 4), (20, 20), (0, 3)])
+def test_a_window_is_numpys_slice(start, sides):
+    x = noise(2, 6, 8, 3)
+    height, width = sides
+    found = keras.ops.convert_to_numpy(
+        window(keras.ops.convert_to_tensor(x), start, *sides)
+    )
+    expected = x[:, start : start + height, start : start + width]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_a_window_leaves_out_has_no_gradient():
+    scale = keras.layers.EinsumDense("bhwc,hwc->bhwc", (6, 8, 3))
+    image = keras.Input((6, 8, 3), batch_size=1)
+    model = keras.Model(image, CropLike(2)([scale(image), image]))
+    model.compile("sgd", lambda truth, found: found)
+    before = scale.get_weights()[0]
+    model.train_on_batch(np.ones((1, 6, 8, 3), "float32"), np.zeros((1, 4, 6, 3)))
+    changed = before != scale.get_weights()[0]
+    assert changed[2:, 2:].all()
+    assert not changed[:2].any()
+    assert not changed[:, :2].any()
