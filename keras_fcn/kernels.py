@@ -1,4 +1,4 @@
-"""Keras' own layers, where a backend has a faster way to the same numbers.
+"""Keras' own layers and crops, where a backend has a faster way to the same numbers.
 
 The one place, beside `devices`, that names backends, each in the functions of its own.
 Keras hands PyTorch a copy of each map in another order of its axes, and composes batch

@@ -77,7 +77,8 @@ class BilinearUpsampling(keras.layers.Layer):
 
     def call(self, x):
         """Returns `x`, (batch, h, w, channels), upsampled."""
-        return self._stretch(self._stretch(x, axis=1), axis=2)
+        sides = [self.factor * (n - 1) + self.kernel_size for n in ops.shape(x)[1:3]]
+        return window(self._stretch(self._stretch(x, axis=1), axis=2), 0, *sides)
 
     def _stretch(self, x, axis):
         # The kernel is two cells wide, so output cell factor * i + phase is a mean
@@ -95,10 +96,7 @@ class BilinearUpsampling(keras.layers.Layer):
         phases = near * cells + far * previous
         shape = list(ops.shape(x))
         size = self.factor * (shape[axis] + 1)
-        x = ops.reshape(phases, [*shape[:axis], size, *shape[axis + 1 :]])
-        if self.kernel_size == 2 * self.factor:
-            return x
-        return x[:, :-1] if axis == 1 else x[:, :, :-1]
+        return ops.reshape(phases, [*shape[:axis], size, *shape[axis + 1 :]])
 
     def compute_output_shape(self, shape):
         """Returns the output's shape for an input of `shape`."""
