@@ -83,13 +83,13 @@ def window(x, start, height, width):
     """
     if keras.config.backend() != "tensorflow":
         return x[:, start : start + height, start : start + width]
-    from tensorflow import concat, minimum, slice
+    import tensorflow as tf
 
     batch, *ends, channels = ops.shape(x)
-    starts = minimum(start, ends)
-    size = minimum([height, width], ends - starts)
-    begin = concat([[0], starts, [0]], 0)
-    return slice(x, begin, concat([[batch], size, [channels]], 0))
+    starts = tf.minimum(start, ends)
+    size = tf.minimum([height, width], ends - starts)
+    begin = tf.concat([[0], starts, [0]], 0)
+    return tf.slice(x, begin, tf.concat([[batch], size, [channels]], 0))
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
