@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 import scripts
 
@@ -28,17 +29,26 @@ def trained(monkeypatch):
     return seen
 
 
-def test_each_stage_starts_from_the_one_before(trained, tmp_path, capsys):
+def test_each_stage_starts_from_its_own_and_what_ships_is_the_mean(
+    trained, tmp_path, capsys
+):
     tool.main([str(CAMVID), str(tmp_path), "--", "--epochs", "1"])
     assert [pathlib.Path(o.output).name for o in trained] == list(tool.STAGES)
     assert trained[0].init == []
-    for before, after in zip(trained, trained[1:], strict=False):
-        assert after.init == [str(pathlib.Path(before.output) / "model.h5")]
+    for options, (before, _) in zip(
+        trained[1:], [*tool.STAGES.values()][1:], strict=True
+    ):
+        assert options.init == [str(tmp_path / before / "model.h5")]
     assert {o.epochs for o in trained} == {1}
     assert not any(o.resume for o in trained)
     said = capsys.readouterr().out
-    for name in tool.SHIPPED:
+    for name, stages in tool.SHIPPED.items():
         path = tmp_path / f"{name}.h5"
+        nets = [models.load_checkpoint(tmp_path / s / "model.h5") for s in stages]
+        first, second = (net.get_weights() for net in nets)
+        shipped = models.load_checkpoint(path).get_weights()
+        for a, b, c in zip(first, second, shipped, strict=True):
+            np.testing.assert_allclose(c, (a + b) / 2, rtol=1e-3, atol=1e-6)
         assert files.measure(path)["sha256"] in said
         assert weights.metadata(path)["labels"] == "camvid"
         assert models.load_checkpoint(path).name == f"fcn{name.split('-')[1]}_googlenet"
