@@ -26,9 +26,16 @@ LOOKS = ("", "--mirror", "--mirror --scales 1 1.5")
 def split(camvid, run, sequence):
     """Links train's files in two folders of `run`, `rest` and `held`; returns both."""
     sources = folders(camvid, "train")
+    for source in sources:
+        if not source.is_dir():
+            sys.exit(
+                f"{source} is no folder; expected the folder of CamVid's {{train,"
+                "val}/{images,labels}."
+            )
     known = {file.name.split("_")[0] for file in sources[0].iterdir()}
     if sequence not in known or len(known) < 2:
-        sys.exit(f"{sequence!r} is not one of train's several sequences, {known}.")
+        names = ", ".join(sorted(known))
+        sys.exit(f"{sequence!r} is not one of train's several sequences: {names}.")
     parts = {name: run / name for name in ("rest", "held")}
     for source in sources:
         for part in parts.values():

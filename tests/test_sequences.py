@@ -35,6 +35,13 @@ def test_every_frame_is_on_one_side(camvid, script, tmp_path, sequence):
         assert sorted(trained + scored) == sorted(FRAMES)
 
 
+def test_a_folder_that_is_missing_is_said(camvid, script, tmp_path):
+    (camvid / "train" / "labels").rename(camvid / "masks")
+    with pytest.raises(SystemExit, match="labels is no folder; expected"):
+        script.split(camvid, tmp_path / "run", "0006R0")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_sequence_that_is_none_is_said(camvid, script, tmp_path):
     with pytest.raises(SystemExit, match="'0006R' is not one of train's"):
         script.split(camvid, tmp_path / "run", "0006R")

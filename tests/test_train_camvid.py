@@ -35,10 +35,9 @@ def test_each_stage_starts_from_its_own_and_what_ships_is_the_mean(
     tool.main([str(CAMVID), str(tmp_path), "--", "--epochs", "1"])
     assert [pathlib.Path(o.output).name for o in trained] == list(tool.STAGES)
     assert trained[0].init == []
-    for options, (before, _) in zip(
-        trained[1:], [*tool.STAGES.values()][1:], strict=True
-    ):
-        assert options.init == [str(tmp_path / before / "model.h5")]
+    for options, (before, _) in zip(trained, tool.STAGES.values(), strict=True):
+        start = [str(tmp_path / before / "model.h5")] if before else []
+        assert options.init == start
     assert {o.epochs for o in trained} == {1}
     assert not any(o.resume for o in trained)
     said = capsys.readouterr().out

@@ -79,9 +79,9 @@ def mean(paths):
     """Returns the net whose weights are the mean of those of several files.
 
     Of nets that were trained one from the other, at rates that begin high and end at
-    0, it is better than any of them (Izmailov et al., 2018, "Averaging weights leads
-    to wider optima and better generalization"; here without new statistics, as batch
-    normalisation is folded into the convolutions).
+    0, it may be better than any (Izmailov et al., 2018, "Averaging weights leads to
+    wider optima and better generalization"; here without new statistics, as batch
+    normalisation is folded into the convolutions). What it brought: docs/camvid.md.
     """
     nets = [models.load_checkpoint(path) for path in paths]
     weights = zip(*(net.get_weights() for net in nets), strict=True)
