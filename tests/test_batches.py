@@ -130,6 +130,49 @@ def test_a_picture_may_be_moved_out_of_its_window_altogether(tmp_path):
     assert gone > 20
 
 
+# Mixture
+
+
+def test_cutmix_pastes_a_rectangle_of_another_picture_with_its_labels(tmp_path):
+    size, count = (40, 60), 30
+    sources = {
+        f"{i:02}": (np.full((*size, 3), 7 * i), labels(*size, i)) for i in range(count)
+    }
+    pairs = folder.pairs(*write(tmp_path, sources))
+    arguments = {"crop": size, "batch_size": count, "cutmix": 0.5, "shuffle": False}
+    areas, shapes, partners, corners = [], [], [], []
+    for epoch in range(20):
+        images, target = batches_of(pairs, count, **arguments).batch(epoch, 0)
+        np.testing.assert_array_equal(images, np.stack([7 * target] * 3, axis=-1))
+        for i, mask in enumerate(target):
+            rows, columns = np.nonzero(mask != i)
+            if rows.size:
+                height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+                assert rows.size == height * width  # one rectangle
+                areas.append(rows.size / mask.size)
+                shapes.append((height / 40) / (width / 60))
+                (partner,) = np.unique(mask[rows, columns])
+                partners.append(partner)
+                corners.append((rows.min(), columns.min()))
+    windows = 20 * count
+    assert abs(len(areas) - windows / 2 * (1 - 1 / count)) < 4 * windows**0.5 / 2
+    assert 0.045 < min(areas) < 0.08 < 0.36 < max(areas) < 0.42
+    assert 0.55 < min(shapes) < 0.75 < 1.35 < max(shapes) < 1.8
+    assert set(partners) == set(range(count))
+    assert min(corners)[0] == 0
+    assert len(set(corners)) > len(corners) / 2
+
+
+def test_what_is_pasted_is_changed_like_any_other_picture(tmp_path):
+    pairs = folder.pairs(
+        *write(tmp_path, {"a": (np.full((20, 20, 3), 100), labels(20, 20, 0))})
+    )
+    batches = batches_of(pairs, 1, crop=(20, 20), tint=0.5, cutmix=1.0)
+    for epoch in range(20):
+        (image,), _ = batches.batch(epoch, 0)
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) == 2  # two tints
+
+
 # Colour
 
 
@@ -232,6 +275,8 @@ def test_colors_stay_within_0_and_255_and_padding_stays_mean_color(tmp_path):
         ({"tint": 1.1}, "a share of 0 to 1"),
         ({"blur": -1}, "two standard deviations"),
         ({"noise": -1}, "two standard deviations"),
+        ({"cutmix": 0.5}, "`crop` None"),
+        ({"cutmix": 1.5, "crop": (2, 2)}, "a share of 0 to 1"),
         ({"jitter": 32, "crop": (2, 2)}, "expected one of them"),
         ({"keep": 0}, "a share above 0"),
         ({"batch_size": 2, "shard": (2, 2)}, "a rank below"),
@@ -253,6 +298,7 @@ AUGMENTED = {
     "tint": 0.2,
     "blur": 1.0,
     "noise": 5.0,
+    "cutmix": 0.5,
 }
 
 
@@ -350,6 +396,7 @@ def test_streams_and_heads_are_changed_alike(tmp_path):
     truth = color[..., 0]
     source = Invented(({"color": color, "hha": color}, {"sem": truth, "geo": truth}))
     arguments = {"crop": (6, 7), "scale": (0.5, 2), "mirror": True, "keep": 0.5}
+    arguments["cutmix"] = 0.5
     for epoch in range(10):
         pictures, targets = Batches(source, cell=2, **arguments).batch(epoch, 0)
         np.testing.assert_array_equal(pictures["color"], pictures["hha"])
@@ -490,6 +537,7 @@ def test_a_picture_drawn_twice_is_changed_in_two_ways(tmp_path):
 def test_processes_share_each_batch_between_them(tmp_path, length):
     source = folder.Folder(numbered(tmp_path, length), length)
     arguments = {"batch_size": 6, "crop": (3, 3), "scale": (0.5, 2), "seed": 4}
+    arguments["cutmix"] = 0.5
     whole = Batches(source, **arguments)
     ranks = [Batches(source, shard=(rank, 3), **arguments) for rank in range(3)]
     count = {12: 2, 13: 2, 14: 2, 15: 3}[length]  # 1 or 2 pictures are not enough

@@ -207,7 +207,7 @@ def test_a_normalised_training_writes_a_plain_net_and_can_start_from_one(
 ):
     options = ["train", *street, "--relabel", "9=255", "--classes", "left", "right"]
     options += [*SMALL, "--epochs", "1", "--batch-norm", "--jaccard", "0.5"]
-    options += ["--tint", "0.1", "--blur", "1", "--noise", "5"]
+    options += ["--tint", "0.1", "--blur", "1", "--noise", "5", "--cutmix", "0.5"]
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*options, "--output", str(first), "--validation", *street]) == 0
     entry = weights.metadata(first / "model.h5")
