@@ -44,10 +44,11 @@ def test_each_stage_starts_from_its_own_and_what_ships_is_the_mean(
     for name, stages in tool.SHIPPED.items():
         path = tmp_path / f"{name}.h5"
         nets = [models.load_checkpoint(tmp_path / s / "model.h5") for s in stages]
-        first, second = (net.get_weights() for net in nets)
         shipped = models.load_checkpoint(path).get_weights()
-        for a, b, c in zip(first, second, shipped, strict=True):
-            np.testing.assert_allclose(c, (a + b) / 2, rtol=1e-3, atol=1e-6)
+        each = [net.get_weights() for net in nets]
+        for found, *arrays in zip(shipped, *each, strict=True):
+            expected = sum(arrays) / len(stages)
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
         assert files.measure(path)["sha256"] in said
         assert weights.metadata(path)["labels"] == "camvid"
         assert models.load_checkpoint(path).name == f"fcn{name.split('-')[1]}_googlenet"
