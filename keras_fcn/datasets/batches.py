@@ -92,8 +92,8 @@ class Batches(keras.utils.PyDataset):
             second picture is blurred. As `color`, as are the others.
         noise: Largest standard deviation, in grey levels, of the noise that is added.
         cutmix: Share of the windows of which a rectangle is another picture's, labels
-            and all (Yun et al., 2019, "CutMix"). A twentieth to two fifths of the
-            window, up to 1.6 times as high as wide or as wide as high. Needs `crop`.
+            and all (Yun et al., 2019, "CutMix"): a twentieth to two fifths of the
+            window, its shape stretched by up to 1.65 either way. Needs `crop`.
         keep: Share of the final cells whose loss counts, each drawn by itself: the
             patchwise training of Long et al., 2015, section 4.3. See `sample_cells`.
         cell: Pixels along each side of a final cell, for `keep`: the net's stride.
@@ -273,24 +273,28 @@ class Batches(keras.utils.PyDataset):
             math.ceil(max(lengths) / self.multiple) * self.multiple
             for lengths in zip(*(_shape(labels) for _, labels in read), strict=True)
         ]
-        samples = []
-        for i, (place, pair) in enumerate(zip(chosen, read, strict=True)):
-            # 1 + place: to NumPy (seed, epoch, 0) is (seed, epoch), which draws the
-            # order.
-            key = (self.seed, epoch, 1 + place)
-            # Drawn twice in an epoch, a picture is to be changed in two ways.
-            turn = 1 + start + rank + i * count
-            rng = np.random.default_rng((*key, turn) if self.replacement else key)
-            sample = self._change(rng, size, *pair)
-            if self.cutmix and rng.random() < self.cutmix:
-                other = self._read(int(rng.integers(len(self.source))))
-                part = _random_rectangle(rng, size)
-                _paste(self._change(rng, size, *other), sample, part)
-            samples.append(sample)
+        samples = [
+            self._sample((epoch, start + rank + i * count, place), size, pair)
+            for i, (place, pair) in enumerate(zip(chosen, read, strict=True))
+        ]
         return tree.map_structure(lambda *arrays: np.stack(arrays), *samples)
 
-    def _change(self, rng, size, pictures, labels):
+    def _sample(self, at, size, pair):
         """Returns a picture and its labels as an epoch has them."""
+        epoch, turn, place = at
+        # 1 + place: to NumPy (seed, epoch, 0) is (seed, epoch), which draws the order.
+        key = (self.seed, epoch, 1 + place)
+        # Drawn twice in an epoch, a picture is to be changed in two ways.
+        rng = np.random.default_rng((*key, 1 + turn) if self.replacement else key)
+        sample = self._change(rng, size, *pair)
+        if self.cutmix and rng.random() < self.cutmix:
+            other = self._read(int(rng.integers(len(self.source))))
+            part = _random_rectangle(rng, size)
+            _paste(self._change(rng, size, *other), sample, part)
+        return sample
+
+    def _change(self, rng, size, pictures, labels):
+        """Scales, cuts, recolours and mirrors a picture and its labels."""
         shape = _shape(labels)
         factor = math.exp(rng.uniform(*np.log(self.scale))) if self.scale else 1
         scaled = [max(1, round(factor * length)) for length in shape]
