@@ -135,7 +135,8 @@ def disk_full(folder, need):
     return OSError(
         errno.ENOSPC,
         f"The disk is too full: {need:,} bytes needed, {free:,} free. Make room, or "
-        "point KERAS_FCN_CACHE (HF_HOME for files of the Hub) to another disk",
+        "point to another disk: KERAS_FCN_CACHE for weights, HF_HOME for files of the "
+        "Hub, TFDS_DATA_DIR for data sets",
         str(folder),
     )
 
