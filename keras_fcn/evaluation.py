@@ -36,8 +36,8 @@ def segment(model, image, *, mirror=False, scales=(1,)):
         (height, width) uint8 labels; for a net of several heads, a dict of them.
 
     Raises:
-        ValueError: If the image cannot be read or is not what the model takes, or if
-            the model has no preprocessing.
+        ValueError: If the image cannot be read or is not what the model takes, if the
+            model has no preprocessing, or if its scores are NaN.
         FileNotFoundError: If there is no such file.
     """
     inputs = _inputs(model)
@@ -86,8 +86,9 @@ def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
         `images`, their number. For a net of several heads, `{head: such a dict}`.
 
     Raises:
-        ValueError: If there are no batches, if a label is neither a class nor void, or
-            if images or labels are not those of the model's inputs and heads.
+        ValueError: If there are no batches, if a label is neither a class nor void, if
+            images or labels are not those of the model's inputs and heads, or if its
+            scores are NaN.
     """
     inputs, classes = _inputs(model), num_classes(model)
     matrices = {head: np.zeros((n, n), "int64") for head, n in classes.items()}

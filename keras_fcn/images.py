@@ -116,7 +116,8 @@ def decode_segmentation(logits):
         dict.
 
     Raises:
-        ValueError: If the scores have another number of dimensions.
+        ValueError: If the scores have another number of dimensions, or are NaN
+            somewhere.
     """
     if isinstance(logits, dict):
         return {head: decode_segmentation(scores) for head, scores in logits.items()}
@@ -127,6 +128,13 @@ def decode_segmentation(logits):
         raise ValueError(
             f"The scores have shape {scores.shape}; expected (height, width, classes) "
             "or (batch, height, width, classes), as the model gives them."
+        )
+    if np.isnan(scores).any():  # argmax would take NaN for the highest
+        share = np.isnan(scores).any(axis=-1).mean()
+        raise ValueError(
+            f"The scores are NaN at {share:.1%} of the pixels; expected numbers. Look "
+            "for NaN in the image and in the weights; where both are sound, float16 "
+            "overflows: build the net in float32 or mixed_bfloat16."
         )
     return scores.argmax(-1).astype(np.uint8 if scores.shape[-1] <= 256 else np.uint16)
 

@@ -429,6 +429,15 @@ def test_one_class_nearly_everywhere_is_warned_of():
     assert warning.filename == __file__  # who called
 
 
+@pytest.mark.parametrize("looks", [{}, {"mirror": True}], ids=["one", "two"])
+def test_a_net_of_nan_finds_no_class(looks):
+    pixels, labels = batch_of([0, 1, 2])
+    with pytest.raises(ValueError, match="NaN at 100.0% of the pixels"):
+        segment(highest(np.nan), pixels[0].astype("uint8"), **looks)
+    with pytest.raises(ValueError, match="NaN at 100.0% of the pixels"):
+        evaluate(highest(np.nan), [(pixels, labels)], **looks)
+
+
 def test_the_warning_names_the_head(model):
     heads = two_heads(highest(1000))
     pictures, labels = batch_of([0] * 7 + [1] * 3)

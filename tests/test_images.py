@@ -584,6 +584,19 @@ def test_every_head_is_decoded():
     np.testing.assert_array_equal(decoded["geo"], [[1, 0]])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_scores_that_are_not_numbers_are_no_label(dtype):
+    scores = np.zeros((2, 5, 3))
+    scores[0, 1, 2] = scores[1, 3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"NaN at 20.0% of the pixels"):
+        decode_segmentation(keras.Variable(scores, dtype=dtype).value)
+
+
+def test_infinite_scores_are_labels_all_the_same():
+    scores = np.array([[[-np.inf, 0], [np.inf, 0]]])
+    np.testing.assert_array_equal(decode_segmentation(scores), [[1, 0]])
+
+
 @pytest.mark.parametrize("shape", [(3,), (4, 5), (1, 2, 4, 5, 3)])
 def test_scores_of_another_rank_are_refused(shape):
     with pytest.raises(ValueError, match=r"height, width, classes"):
