@@ -307,7 +307,7 @@ def add_training(command, backbones, strides):
     add("--tint", type=float, default=0.0, help="change of each primary colour (0; 0)")
     add("--blur", type=float, default=0.0, help="up to so many pixels (0; 0)")
     add("--noise", type=float, default=0.0, help="up to so many grey levels (0; 0)")
-    add("--cutmix", type=float, default=0.0, help="share of mixed windows, 0 to 1 (0; 0)")
+    add("--cutmix", type=float, default=0.0, help="share of mixed windows, 0-1 (0; 0)")
     add("--balance", type=float, help="0: none, 1: median frequency (0.5; 0)")
     add(
         "--adjust",
