@@ -290,13 +290,18 @@ def _predict(options):
     from keras_fcn import images, labels, manifest, models
     from keras_fcn.evaluation import segment
 
+    cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
     entry = models.checkpoint_entry(options.checkpoint)
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(options.checkpoint)
-    sets = manifest.label_sets(entry)
+    sets, unread = manifest.label_sets(entry), []
     for source, target in track(jobs, "Segmenting"):
-        picture = images.read_image(source)
+        try:
+            picture = images.read_image(source)
+        except (OSError, ValueError) as error:
+            unread.append(str(error))  # said at the end, after all that can be done
+            continue
         result = segment(model, picture, mirror=options.mirror, scales=options.scales)
         for head, found in (
             result if isinstance(result, dict) else {"": result}
@@ -304,7 +309,10 @@ def _predict(options):
             known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
             _write_pictures(target, head, picture, found, known)
             print(f"{source}: {_shares(found, known.names)}")
-    print(f"Wrote labels, colours and overlays to {options.output}")
+    if len(unread) < len(jobs):
+        print(f"Wrote labels, colours and overlays to {options.output}")
+    if unread:
+        raise ValueError("\n".join(unread))
 
 
 def _write_pictures(target, head, picture, found, known):

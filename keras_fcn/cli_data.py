@@ -16,6 +16,8 @@ MODERN = {
     "color": 0.4,
     "balance": 0.5,
     "replacement": False,
+    "epochs": 60,
+    "learning_rate": 6e-4,
 }
 REFERENCE = {
     "batch_size": 1,
@@ -26,7 +28,7 @@ REFERENCE = {
     "balance": 0.0,
     "replacement": True,
 }
-EPOCHS, LEARNING_RATE = 60, 6e-4  # of the modern recipe; the others have their own
+PRECISIONS = "float32", "mixed_bfloat16", "mixed_float16"
 VALIDATION_MULTIPLE = 64  # pixels: JAX compiles anew for each size
 CACHED = 2000  # pictures kept in memory once they are read
 
@@ -61,6 +63,26 @@ def _relabelling(text):
     if not (separator and before.isdigit() and after.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 11=255")
     return int(before), int(after)
+
+
+def _within(kind, least, most=math.inf):
+    """The argparse type of a number from `least` to `most`."""
+
+    def read(text):
+        value = kind(text)
+        if not least <= value <= most:
+            limit = "or more" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(
+                f"{text} was given; expected {least} {limit}"
+            )
+        return value
+
+    read.__name__ = kind.__name__  # argparse says so of what is no number
+    return read
+
+
+_COUNT, _WHOLE = _within(int, 1), _within(int, 0)
+_SHARE, _AMOUNT = _within(float, 0, 1), _within(float, 0)
 
 
 def _dataset(token):
@@ -195,6 +217,10 @@ def evaluate(options):
     """Scores a checkpoint, by the protocol of its data."""
     from keras_fcn import checkpoints, manifest, models
 
+    if options.json:
+        _check_file(options.json)
+    if options.picture:
+        _check_file(options.picture, ".png")
     entry = models.checkpoint_entry(options.checkpoint)
     sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
     source = source_of(options.data, options, label_sets=sets)
@@ -226,6 +252,27 @@ def _score(data, model, source, weights, file, picture, looks):
         protocols.write(file, record)
     if picture:
         protocols.draw(record, picture)
+
+
+def _check_file(path, suffix=""):
+    """Raises what would else be said when all is computed, and lost."""
+    path = pathlib.Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path} cannot be written; expected a file's name in a folder that exists."
+        )
+    if not path.name.lower().endswith(suffix):
+        raise ValueError(f"{path}: expected a name that ends in {suffix}.")
+
+
+def check_folder(path):
+    """Raises `ValueError` if `--output` is a file: it is to be a folder, or a new one.
+
+    Args:
+        path: Of the folder.
+    """
+    if pathlib.Path(path).exists() and not pathlib.Path(path).is_dir():
+        raise ValueError(f"--output {path} is a file; expected a folder, or a new one.")
 
 
 def _nameless(classes):
@@ -297,36 +344,36 @@ def add_training(command, backbones, strides):
     )
     add = how.add_argument
     add("--recipe", default="modern", help="or the reference's, such as voc-fcn8s")
-    add("--epochs", type=int, help=f"({EPOCHS}; as many steps as solve.py runs)")
-    add("--batch-size", type=int, help="pictures (6; 1)")
-    add("--crop", type=int, help="pixels along each side; 0: whole pictures (256; 0)")
+    add("--epochs", type=_COUNT, help="(60; as many steps as solve.py runs)")
+    add("--batch-size", type=_COUNT, help="pictures (6; 1)")
+    add("--crop", type=_WHOLE, help="pixels a side; 0: whole pictures (256; 0)")
     add("--scale", type=float, nargs=2, help="range of the zoom (0.7 2; none)")
     add("--mirror", action=argparse.BooleanOptionalAction, help="(yes; no)")
-    add("--jitter", type=int, default=0, help="pixels, for whole pictures (0; 0)")
-    add("--color", type=float, help="change of brightness and the like (0.4; 0)")
-    add("--tint", type=float, default=0.0, help="change of each primary colour (0; 0)")
-    add("--blur", type=float, default=0.0, help="up to so many pixels (0; 0)")
-    add("--noise", type=float, default=0.0, help="up to so many grey levels (0; 0)")
-    add("--cutmix", type=float, default=0.0, help="share of mixed windows, 0-1 (0; 0)")
-    add("--balance", type=float, help="0: none, 1: median frequency (0.5; 0)")
+    add("--jitter", type=_WHOLE, default=0, help="pixels, for whole pictures (0; 0)")
+    add("--color", type=_SHARE, help="change of brightness and the like (0.4; 0)")
+    add("--tint", type=_SHARE, default=0.0, help="change of each primary colour (0; 0)")
+    add("--blur", type=_AMOUNT, default=0.0, help="up to so many pixels (0; 0)")
+    add("--noise", type=_AMOUNT, default=0.0, help="up to so many grey levels (0; 0)")
+    add("--cutmix", type=_SHARE, default=0.0, help="share of mixed windows, 0-1 (0; 0)")
+    add("--balance", type=_AMOUNT, help="0: none, 1: median frequency (0.5; 0)")
     add(
         "--adjust",
-        type=float,
+        type=_SHARE,
         default=0.0,
         help="share of what --balance added to the logits, to be taken out again from "
         "the trained net (0; 0)",
     )
-    add("--jaccard", type=float, default=0.0, help="share of 1 - mean IU (0; none)")
-    add("--keep", type=float, default=1.0, help="share of cells that count (1; 1)")
+    add("--jaccard", type=_AMOUNT, default=0.0, help="share of 1 - mean IU (0; none)")
+    add("--keep", type=_SHARE, default=1.0, help="share of cells that count (1; 1)")
     add(
         "--replacement",
         action=argparse.BooleanOptionalAction,
         help="whether each picture is drawn from all (no; yes)",
     )
-    add("--learning-rate", type=float, help=f"its peak ({LEARNING_RATE}; its own)")
-    add("--precision", default="float32", help="or mixed_bfloat16, mixed_float16")
-    add("--seed", type=int, default=1)
-    add("--devices", type=int, default=1, help="that share each batch (1)")
+    add("--learning-rate", type=_AMOUNT, help="its peak (6e-4; its own)")
+    add("--precision", default="float32", choices=PRECISIONS)
+    add("--seed", type=_WHOLE, default=1)
+    add("--devices", type=_COUNT, default=1, help="that share each batch (1)")
 
 
 def numbers(text, number=float):
@@ -351,6 +398,7 @@ def train(options):
             f"--batch-norm was given with --devices {options.devices}, each of which "
             "would normalise its own part of a batch; leave one of them out."
         )
+    check_folder(options.output)
     _check_resume(pathlib.Path(options.output) / "state", options.resume)
     devices.run(_train, options.devices, options)
 
@@ -448,7 +496,7 @@ def _compile(model, options, recipe, source, steps):
                 f"--jaccard was given with --recipe {options.recipe}, whose loss is "
                 "the reference's; leave one of them out."
             )
-        recipe = recipe._replace(learning_rate=rate or recipe.learning_rate)
+        recipe = recipe._replace(learning_rate=rate)
         training.compile_reference(model, recipe, class_weights=weights)
 
 
@@ -461,10 +509,11 @@ def _recipe(name):
 
 def _fill_in(options, recipe):
     """Gives what was not said on the command line the recipe's values."""
-    if recipe is None:
-        options.epochs = options.epochs or EPOCHS
-        options.learning_rate = options.learning_rate or LEARNING_RATE
-    for name, value in (REFERENCE if recipe else MODERN).items():
+    if recipe:
+        known = {**REFERENCE, "learning_rate": recipe.learning_rate}
+    else:
+        known = MODERN
+    for name, value in known.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     if not options.crop:

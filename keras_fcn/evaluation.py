@@ -1,5 +1,6 @@
 """What a net says of one picture, and how well it does on many."""
 
+import math
 import warnings
 
 import keras
@@ -239,7 +240,7 @@ def _warn_of_one_class(matrix, name):
 
 def _labels(model, pictures, mirror, scales):
     """Labels of a batch, (batch, height, width), or a dict of them."""
-    if not scales or min(scales) <= 0:
+    if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales={scales} was given; expected factors above 0.")
     if not mirror and tuple(scales) == (1,):
         return decode_segmentation(model.predict_on_batch(pictures))

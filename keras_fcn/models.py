@@ -1,6 +1,8 @@
 """The nets of the paper: a backbone, one decoder, and what they are fed."""
 
 import functools
+import math
+import numbers
 
 import keras
 import numpy as np
@@ -170,7 +172,7 @@ def fcn(
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
-    _check(backbone, stride, upsampling)
+    _check(backbone, num_classes, width, stride, upsampling)
     if weights == "imagenet":
         checkpoint = checkpoints.Checkpoint({})  # all zero, to be transplanted
     else:
@@ -246,7 +248,7 @@ def late_fusion(
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
-    _check(backbone, stride, upsampling)
+    _check(backbone, num_classes, width, stride, upsampling)
     checkpoint = checkpoints.find(weights, "late_fusion", backbone, stride)
     num_classes = checkpoints.num_classes(num_classes, checkpoint, default=40)
     images, scores = {}, {}
@@ -297,7 +299,7 @@ def classifier(
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
-    _check(backbone)
+    _check(backbone, num_classes, width)
     checkpoint = checkpoints.find(weights, "classifier", backbone)
     image = _image("image", 3, checkpoint)
     x = image
@@ -545,6 +547,8 @@ def _width(found, backbone):
 
 
 def _image(name, channels, checkpoint):
+    if channels < 1:
+        raise ValueError(f"input_channels={channels} was given; expected 1 or more.")
     tensor = keras.Input((None, None, channels), name=name)
     drawn = {"kernel_initializer": "zeros"} if checkpoint else {}
     return Feature(tensor, **drawn)
@@ -579,7 +583,7 @@ def _preprocess(x, data, name):
     return x.then(Preprocess(data["channels"], data["mean"], dtype=dtype, name=name))
 
 
-def _check(backbone, stride=32, upsampling="bilinear"):
+def _check(backbone, num_classes, width, stride=32, upsampling="bilinear"):
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             'Keras is set to image_data_format "channels_first"; expected '
@@ -597,6 +601,15 @@ def _check(backbone, stride=32, upsampling="bilinear"):
                 f"{name}={value!r} was given; expected one of "
                 f"{', '.join(map(repr, allowed))}."
             )
+    counts = num_classes.values() if isinstance(num_classes, dict) else [num_classes]
+    is_count = [isinstance(n, numbers.Integral) and n > 0 for n in counts]
+    if num_classes is not None and not (is_count and all(is_count)):
+        raise ValueError(
+            f"num_classes={num_classes!r} was given; expected an integer from 1, or a "
+            "dict of such by head."
+        )
+    if not 0 < width < math.inf:
+        raise ValueError(f"width={width} was given; expected a number above 0.")
 
 
 def _check_skip_scales(skip_scales, taps, stride):

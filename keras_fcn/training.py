@@ -139,11 +139,11 @@ def adjust_logits(model, class_weights, share=0.5):
     weights = np.asarray(class_weights, "float64")
     heads = model.output if isinstance(model.output, dict) else {"": model.output}
     found = [logits.shape[-1] for logits in heads.values()]
-    if found != [weights.size]:
+    if found != [weights.size] or not (weights >= 0).all():
         raise ValueError(
-            f"{weights.size} class weights were given for {model.name}, whose heads "
-            f"tell {' and '.join(map(str, found))} classes apart; expected a net of "
-            "one head and a weight for each class."
+            f"The class weights {weights.tolist()} were given for {model.name}, whose "
+            f"heads tell {' and '.join(map(str, found))} classes apart; expected a net "
+            "of one head and a weight from 0 for each class."
         )
     finest = scores[-1].bias
     shift = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
@@ -317,10 +317,12 @@ def compile_reference(
         scores: To follow, as in `SegmentationScores`.
 
     Raises:
-        ValueError: If there is no such recipe.
+        ValueError: If there is no such recipe, if its learning rate is not above 0, or
+            if the class weights are not as many as the classes.
     """
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(recipe)
+    _check_rate(recipe.learning_rate)
     optimizer = CaffeSGD(
         recipe.learning_rate,
         recipe.momentum,
@@ -397,7 +399,14 @@ def compile_modern(
             1 - 1 / (averaging * steps). None for none, as suits a net with batch
             normalisation, whose statistics are those of the weights themselves.
         scores: To follow, as in `SegmentationScores`.
+
+    Raises:
+        ValueError: If there is no step, if the learning rate is not above 0, or if the
+            class weights are not as many as the classes.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps} was given; expected 1 or more.")
+    _check_rate(learning_rate)
     warmup = max(1, steps // 20)
     schedule = keras.optimizers.schedules.CosineDecay(
         learning_rate / warmup,
@@ -414,6 +423,21 @@ def compile_modern(
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     _compile(model, optimizer, class_weights, scores, jaccard=jaccard)
+
+
+def _check_rate(learning_rate):
+    if not learning_rate > 0:
+        raise ValueError(
+            f"learning_rate={learning_rate} was given; expected a number above 0."
+        )
+
+
+def _check_weights(weights, classes, net):
+    if len(weights) != classes or not all(weight >= 0 for weight in weights):
+        raise ValueError(
+            f"The class weights {list(weights)} were given for {net}; expected "
+            f"{classes} numbers from 0, one for each class."
+        )
 
 
 def _compile(
@@ -435,6 +459,9 @@ def _compile(
 
     def loss(head, logits):
         weights = class_weights[head] if head and class_weights else class_weights
+        classes = logits.shape[-1]
+        if weights is not None:
+            _check_weights(weights, classes, f"{model.name} {head or ''}".strip())
         return WeightedCrossentropy(weights, jaccard=jaccard, reduction=reduction)
 
     def metrics(head, logits):

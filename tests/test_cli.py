@@ -1,5 +1,6 @@
 import functools
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -273,6 +274,11 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["train", "{images}", "--output", "o"], "a folder of masks"),
         (["train", "camvid", "--output", "o", "--relabel", "11=255"], "--relabel"),
         (["evaluate", "camvid", "--data-dir", "none"], "keras-fcn prepare camvid"),
+        (["predict", "{images}", "--output", "{net}"], "is a file; expected a folder"),
+        (["train", "camvid", "--output", "{net}"], "is a file; expected a folder"),
+        (["evaluate", "camvid", "--json", "{images}"], "images cannot be written"),
+        (["evaluate", "camvid", "--json", "no/where.json"], "no/where.json cannot be"),
+        (["evaluate", "camvid", "--picture", "x.jpg"], "a name that ends in .png"),
         (["check-data", "{images}", "nowhere"], None),
     ],
 )
@@ -291,6 +297,58 @@ def test_errors_are_one_sentence_and_exit_status_2(
         assert captured.err.startswith("keras-fcn: error: ")
         assert words in captured.err
         assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--epochs 0", "0 was given; expected 1 or more"),
+        ("--epochs many", "invalid int value: 'many'"),
+        ("--batch-size -2", "-2 was given; expected 1 or more"),
+        ("--crop -5", "-5 was given; expected 0 or more"),
+        ("--jitter -4", "-4 was given; expected 0 or more"),
+        ("--learning-rate -1", "-1 was given; expected 0 or more"),
+        ("--balance nan", "nan was given; expected 0 or more"),
+        ("--adjust 3", "3 was given; expected 0 to 1"),
+        ("--seed -1", "-1 was given; expected 0 or more"),
+        ("--devices 0", "0 was given; expected 1 or more"),
+        ("--precision int8", "choose from"),
+    ],
+)
+def test_numbers_of_a_training_are_judged_before_anything_is_read(
+    capsys, option, words
+):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "nowhere", "--output", "o", *option.split()])
+    assert words in capsys.readouterr().err
+
+
+def test_a_learning_rate_of_zero_is_not_taken_for_none(tmp_path, capsys, street):
+    output = tmp_path / "run"
+    arguments = ["--output", str(output), "--stride", "32", "--learning-rate", "0"]
+    for recipe in ("modern", "voc-fcn32s"):
+        assert main(["train", *street, *arguments, "--recipe", recipe]) == 2
+        assert "learning_rate=0.0 was given" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_what_cannot_be_read_does_not_keep_others_from_being_segmented(
+    tmp_path, capsys, street, checkpoint
+):
+    images, output = pathlib.Path(street[0]), tmp_path / "out"
+    for name in ("0-damaged.png", "z-damaged.png"):
+        (images / name).write_bytes(b"\x89PNG")
+    inputs = [street[0], "--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", *inputs]) == 2
+    said = capsys.readouterr()
+    assert "Wrote labels" in said.out
+    assert said.err.count("is empty, damaged or of another format") == 2
+    assert all(name in said.err for name in ("0-damaged.png", "z-damaged.png"))
+    written = {path.name for path in output.glob("*-labels.png")}
+    sound = {path.stem for path in images.iterdir() if "damaged" not in path.name}
+    assert written == {f"{stem}-labels.png" for stem in sound}
+    assert main(["predict", str(images / "z-damaged.png"), *inputs[1:]]) == 2
+    assert "Wrote" not in capsys.readouterr().out
 
 
 def test_a_net_of_several_heads_is_not_adjusted(tmp_path, monkeypatch, capsys):

@@ -542,7 +542,7 @@ def _probabilities(logits):
 
 def test_scales_that_are_none_are_refused():
     picture = np.zeros((9, 9, 3), np.uint8)
-    for scales in ((), (0,), (1, -1)):
+    for scales in ((), (0,), (1, -1), (np.nan,), (np.inf,)):
         with pytest.raises(ValueError, match="expected factors above 0"):
             segment(random_net(), picture, scales=scales)
 

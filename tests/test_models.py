@@ -699,6 +699,29 @@ def test_an_unknown_stride_is_refused(builder, stride):
     )
 
 
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize("classes", [0, -1, 2.5, "21", {}, {"a": 3, "b": 0}])
+def test_what_is_no_number_of_classes_is_refused(builder, classes):
+    with pytest.raises(ValueError, match="num_classes") as error:
+        builder("vgg16", num_classes=classes)
+    assert str(error.value) == (
+        f"num_classes={classes!r} was given; expected an integer from 1, or a dict of "
+        "such by head."
+    )
+
+
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf")])
+def test_a_width_of_nothing_is_refused(builder, width):
+    with pytest.raises(ValueError, match=f"width={width} .* a number above 0"):
+        builder("vgg16", width=width)
+
+
+def test_an_image_of_no_channels_is_refused():
+    with pytest.raises(ValueError, match="input_channels=0 .* 1 or more"):
+        build(input_channels=0, include_preprocessing=False)
+
+
 @pytest.mark.parametrize("builder", BUILDERS[:2], ids=lambda builder: builder.__name__)
 def test_an_unknown_upsampling_is_refused(builder):
     with pytest.raises(ValueError, match="upsampling") as error:

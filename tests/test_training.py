@@ -6,10 +6,12 @@ from keras import layers, ops
 
 from keras_fcn import metrics, models
 from keras_fcn.training import (
+    RECIPES,
     WeightedCrossentropy,
     adjust_logits,
     balanced_weights,
     compile_modern,
+    compile_reference,
 )
 
 VOID = 255
@@ -205,9 +207,34 @@ def test_adjusted_logits_are_lower_by_a_share_of_the_log_of_the_weights(stride):
 
 
 @pytest.mark.parametrize(
-    ("classes", "weights"), [(3, [1, 2]), ({"a": 3, "b": 2}, [1, 2, 3])]
+    ("classes", "weights"),
+    [(3, [1, 2]), (3, [1, -2, 1]), ({"a": 3, "b": 2}, [1, 2, 3])],
 )
 def test_weights_of_other_classes_adjust_nothing(classes, weights):
     model = models.fcn("alexnet", 32, classes, width=1e-6)
     with pytest.raises(ValueError, match="expected a net of one head"):
         adjust_logits(model, weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps=0 was given; expected 1 or more"),
+        ({"steps": 9, "learning_rate": -1}, "learning_rate=-1 .* above 0"),
+        ({"steps": 9, "class_weights": [1, -1, 1]}, "expected 3 numbers from 0"),
+        ({"steps": 9, "class_weights": [1, 1]}, r"\[1, 1\] .*expected 3 numbers"),
+    ],
+)
+def test_what_no_net_is_trained_by_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        compile_modern(models.fcn("googlenet", 32, 3, width=1 / 16), **arguments)
+
+
+def test_the_reference_s_recipe_has_a_rate_and_a_weight_for_each_class():
+    net = models.fcn("googlenet", 32, {"sem": 3, "geo": 2}, width=1 / 16)
+    weights = {"sem": [1, 1, 1], "geo": [1, 1, 1]}
+    with pytest.raises(ValueError, match="googlenet geo; expected 2 numbers"):
+        compile_reference(net, "siftflow-fcn32s", class_weights=weights)
+    recipe = RECIPES["voc-fcn32s"]._replace(learning_rate=0)
+    with pytest.raises(ValueError, match="learning_rate=0 was given"):
+        compile_reference(net, recipe)

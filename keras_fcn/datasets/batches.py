@@ -137,6 +137,22 @@ class Batches(keras.utils.PyDataset):
         # Keras' own workers are not used: what they read while `fit` looks at a first
         # batch, JAX and PyTorch train on later, in the wrong epoch (Keras 3.15).
         super().__init__()
+        for name, value, least, most in (
+            ("batch_size", batch_size, 1, math.inf),
+            *(("crop", side, 1, math.inf) for side in crop or ()),
+            ("multiple", multiple, 1, math.inf),
+            ("jitter", jitter, 0, math.inf),
+            ("tint", tint, 0, 1),
+            ("blur", blur, 0, math.inf),
+            ("noise", noise, 0, math.inf),
+            ("cutmix", cutmix, 0, 1),
+            ("cell", cell, 1, math.inf),
+            ("seed", seed, 0, math.inf),
+            ("workers", workers, 1, math.inf),
+        ):
+            if not least <= value <= most:
+                limit = "or more" if most == math.inf else f"to {most}"
+                raise ValueError(f"`{name}` is {value}; expected {least} {limit}.")
         if scale is not None and not (crop and 0 < scale[0] <= scale[1]):
             raise ValueError(
                 f"`scale` is {scale} and `crop` {crop}; expected (lowest, highest) "
@@ -149,15 +165,10 @@ class Batches(keras.utils.PyDataset):
                 f"`color` is {color}; expected the changes of brightness, contrast and "
                 "saturation, each 0 to 1, such as (0.3, 0.3, 0.3)."
             )
-        if not 0 <= tint <= 1 or min(blur, noise) < 0:
+        if cutmix and not crop:
             raise ValueError(
-                f"`tint` is {tint}, `blur` {blur}, `noise` {noise}; expected a share "
-                "of 0 to 1 and two standard deviations from 0."
-            )
-        if not 0 <= cutmix <= 1 or (cutmix and not crop):
-            raise ValueError(
-                f"`cutmix` is {cutmix} and `crop` {crop}; expected a share of 0 to 1, "
-                "and the size of a window to cut out: pass both."
+                f"`cutmix` is {cutmix} and `crop` {crop}; expected the size of a "
+                "window to cut out, too: pass both."
             )
         if jitter and crop:
             raise ValueError(
