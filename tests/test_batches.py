@@ -270,6 +270,9 @@ def test_colors_stay_within_0_and_255_and_padding_stays_mean_color(tmp_path):
     [
         ({"scale": (0.5, 2)}, "`crop` None"),
         ({"scale": (2, 0.5), "crop": (2, 2)}, r"\(lowest, highest\)"),
+        ({"scale": 2, "crop": (2, 2)}, r"\(lowest, highest\)"),
+        ({"crop": 256}, r"`crop` is 256; expected \(height, width\)"),
+        ({"color": 0.3}, "brightness, contrast and saturation"),
         ({"color": (0.3, 0.3)}, "brightness, contrast and saturation"),
         ({"color": (0.3, 0.3, 3)}, "each 0 to 1"),
         ({"tint": 1.1}, "`tint` is 1.1; expected 0 to 1"),

@@ -137,6 +137,8 @@ class Batches(keras.utils.PyDataset):
         # Keras' own workers are not used: what they read while `fit` looks at a first
         # batch, JAX and PyTorch train on later, in the wrong epoch (Keras 3.15).
         super().__init__()
+        if crop is not None and np.shape(crop) != (2,):
+            raise ValueError(f"`crop` is {crop}; expected (height, width), or None.")
         for name, value, least, most in (
             ("batch_size", batch_size, 1, math.inf),
             *(("crop", side, 1, math.inf) for side in crop or ()),
@@ -153,13 +155,15 @@ class Batches(keras.utils.PyDataset):
             if not least <= value <= most:
                 limit = "or more" if most == math.inf else f"to {most}"
                 raise ValueError(f"`{name}` is {value}; expected {least} {limit}.")
-        if scale is not None and not (crop and 0 < scale[0] <= scale[1]):
+        if scale is not None and not (
+            crop and np.shape(scale) == (2,) and 0 < scale[0] <= scale[1]
+        ):
             raise ValueError(
                 f"`scale` is {scale} and `crop` {crop}; expected (lowest, highest) "
                 "factors above 0, and the size of a window to cut out: pass both."
             )
         if color is not None and not (
-            len(color) == 3 and 0 <= min(color) <= max(color) <= 1
+            np.shape(color) == (3,) and 0 <= min(color) <= max(color) <= 1
         ):
             raise ValueError(
                 f"`color` is {color}; expected the changes of brightness, contrast and "
