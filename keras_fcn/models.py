@@ -441,7 +441,9 @@ def fit_batch_norm(model, pictures):
     """Makes the normalisation of a net one that changes nothing, as far as it can.
 
     For a net that was given weights of one without: each layer's statistics become
-    those of the pictures, its scale and offset what undoes them.
+    those of the pictures, its scale and offset what undoes them. Kernels get the size
+    of drawn ones (He et al., 2015), which the normalisation undoes, too: those of a
+    folded net may be smaller by far, and a step of training would change them more.
 
     Args:
         model: A net that `fcn(..., batch_norm=True)` built.
@@ -455,7 +457,19 @@ def fit_batch_norm(model, pictures):
     for norm, x in zip(norms, inputs.predict_on_batch(pictures), strict=True):
         x = np.asarray(x, "float32")  # under mixed precision a sum would stop growing
         mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-        norm.set_weights([np.sqrt(variance + norm.epsilon), mean, mean, variance])
+        factor = _resize(model.get_layer(norm.name.removesuffix("_bn")))
+        variance = factor**2 * variance
+        gamma = np.sqrt(variance + norm.epsilon) / factor
+        norm.set_weights([gamma, mean, factor * mean, variance])
+
+
+def _resize(layer):
+    """Multiplies a convolution so that its kernel is as large as a drawn one."""
+    kernel, bias = map(weight_files.to_numpy, layer.weights)
+    size = np.sqrt(np.square(kernel).mean())
+    factor = np.sqrt(2 / kernel[..., 0].size) / size if size else np.float32(1)
+    layer.set_weights([factor * kernel, factor * bias])
+    return factor
 
 
 def _batch_norms(model):

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -604,15 +605,25 @@ def test_a_normalised_net_that_learns_is_folded_as_it_predicts():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbone):
     plain, model = build(backbone), build(backbone, batch_norm=True)
+    names = [norm.name.removesuffix("_bn") for norm in layers_of(model, NORM)]
+    for size, name in zip(itertools.cycle((0.02, 50)), names, strict=False):
+        kernel, bias = plain.get_layer(name).get_weights()
+        plain.get_layer(name).set_weights([size * kernel, bias + size])
     weights.transplant(plain, model)
     models.fit_batch_norm(model, pictures(45, 67, batch=2))
     x = pictures(45, 67, seed=1)
     assert_close(predict(model, x), predict(plain, x))
-    # In training the statistics are the batch's: those that were put in, to begin with.
-    for norm in layers_of(model, NORM):
+    for name in names:
+        kernel, bias = model.get_layer(name).get_weights()
+        drawn = (2 / np.prod(kernel.shape[:3])) ** 0.5
+        assert np.square(kernel).mean() ** 0.5 == pytest.approx(drawn, rel=1e-5)
+        # In training the statistics are the batch's: those that were put in, at first.
+        norm = model.get_layer(f"{name}_bn")
         gamma, beta, mean, variance = norm.get_weights()
-        np.testing.assert_array_equal(beta, mean)
-        np.testing.assert_allclose(gamma**2, variance + norm.epsilon, rtol=1e-5)
+        factor = bias[0] / plain.get_layer(name).get_weights()[1][0]
+        np.testing.assert_allclose(mean, factor * beta, rtol=1e-5)
+        undone = (factor * gamma) ** 2 - norm.epsilon
+        np.testing.assert_allclose(undone, variance, rtol=1e-3, atol=1e-6)
 
 
 def test_the_weights_of_a_file_say_how_many_classes_there_are(tmp_path):
