@@ -457,13 +457,13 @@ def fit_batch_norm(model, pictures):
     for norm, x in zip(norms, inputs.predict_on_batch(pictures), strict=True):
         x = np.asarray(x, "float32")  # under mixed precision a sum would stop growing
         mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-        factor = _resize(model.get_layer(norm.name.removesuffix("_bn")))
+        factor = _to_drawn_size(model.get_layer(norm.name.removesuffix("_bn")))
         variance = factor**2 * variance
         gamma = np.sqrt(variance + norm.epsilon) / factor
         norm.set_weights([gamma, mean, factor * mean, variance])
 
 
-def _resize(layer):
+def _to_drawn_size(layer):
     """Multiplies a convolution so that its kernel is as large as a drawn one."""
     kernel, bias = map(weight_files.to_numpy, layer.weights)
     size = np.sqrt(np.square(kernel).mean())
