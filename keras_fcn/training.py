@@ -1,6 +1,7 @@
 """Recipes: losses and optimizers for `model.compile`, then plain `model.fit`."""
 
 import difflib
+import numbers
 from typing import NamedTuple
 
 import keras
@@ -426,7 +427,7 @@ def compile_modern(
 
 
 def _check_rate(learning_rate):
-    if not learning_rate > 0:
+    if isinstance(learning_rate, numbers.Real) and not learning_rate > 0:
         raise ValueError(
             f"learning_rate={learning_rate} was given; expected a number above 0."
         )
@@ -459,9 +460,9 @@ def _compile(
 
     def loss(head, logits):
         weights = class_weights[head] if head and class_weights else class_weights
-        classes = logits.shape[-1]
         if weights is not None:
-            _check_weights(weights, classes, f"{model.name} {head or ''}".strip())
+            net = f"{model.name} {head or ''}".strip()
+            _check_weights(weights, logits.shape[-1], net)
         return WeightedCrossentropy(weights, jaccard=jaccard, reduction=reduction)
 
     def metrics(head, logits):

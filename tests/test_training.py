@@ -235,6 +235,9 @@ def test_the_reference_s_recipe_has_a_rate_and_a_weight_for_each_class():
     weights = {"sem": [1, 1, 1], "geo": [1, 1, 1]}
     with pytest.raises(ValueError, match="googlenet geo; expected 2 numbers"):
         compile_reference(net, "siftflow-fcn32s", class_weights=weights)
-    recipe = RECIPES["voc-fcn32s"]._replace(learning_rate=0)
+    recipe = RECIPES["voc-fcn32s"]
+    schedule = keras.optimizers.schedules.CosineDecay(1e-10, 9)
+    compile_reference(net, recipe._replace(learning_rate=schedule))
+    recipe = recipe._replace(learning_rate=0)
     with pytest.raises(ValueError, match="learning_rate=0 was given"):
         compile_reference(net, recipe)
