@@ -25,6 +25,20 @@ MEAN_COLOR = (123, 117, 104)
 MEAN_DEPTH = 2550  # exp(7.844)
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's grey
+# The least and the most that arguments of `Batches` may be.
+_RANGES = {
+    "batch_size": (1, math.inf),
+    "crop": (1, math.inf),
+    "multiple": (1, math.inf),
+    "jitter": (0, math.inf),
+    "tint": (0, 1),
+    "blur": (0, math.inf),
+    "noise": (0, math.inf),
+    "cutmix": (0, 1),
+    "cell": (1, math.inf),
+    "seed": (0, math.inf),
+    "workers": (1, math.inf),
+}
 
 
 def label_counts(source, head=""):
@@ -139,22 +153,19 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         if crop is not None and np.shape(crop) != (2,):
             raise ValueError(f"`crop` is {crop}; expected (height, width), or None.")
-        for name, value, least, most in (
-            ("batch_size", batch_size, 1, math.inf),
-            *(("crop", side, 1, math.inf) for side in crop or ()),
-            ("multiple", multiple, 1, math.inf),
-            ("jitter", jitter, 0, math.inf),
-            ("tint", tint, 0, 1),
-            ("blur", blur, 0, math.inf),
-            ("noise", noise, 0, math.inf),
-            ("cutmix", cutmix, 0, 1),
-            ("cell", cell, 1, math.inf),
-            ("seed", seed, 0, math.inf),
-            ("workers", workers, 1, math.inf),
-        ):
-            if not least <= value <= most:
-                limit = "or more" if most == math.inf else f"to {most}"
-                raise ValueError(f"`{name}` is {value}; expected {least} {limit}.")
+        _check_ranges(
+            batch_size=batch_size,
+            crop=min(crop) if crop else 1,
+            multiple=multiple,
+            jitter=jitter,
+            tint=tint,
+            blur=blur,
+            noise=noise,
+            cutmix=cutmix,
+            cell=cell,
+            seed=seed,
+            workers=workers,
+        )
         if scale is not None and not (
             crop and np.shape(scale) == (2,) and 0 < scale[0] <= scale[1]
         ):
@@ -352,6 +363,14 @@ class Batches(keras.utils.PyDataset):
         if index not in self._decoded:
             self._decoded[index] = self.source[index]
         return self._decoded[index]
+
+
+def _check_ranges(**values):
+    for name, value in values.items():
+        least, most = _RANGES[name]
+        if not least <= value <= most:
+            limit = "or more" if most == math.inf else f"to {most}"
+            raise ValueError(f"`{name}` is {value}; expected {least} {limit}.")
 
 
 def cut(pictures, labels, scaled, corner, size):
