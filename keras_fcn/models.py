@@ -172,7 +172,8 @@ def fcn(
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
-    _check(backbone, num_classes, width, stride, upsampling)
+    _check(backbone, width, stride, upsampling)
+    _check_classes(num_classes, heads=True)
     if weights == "imagenet":
         checkpoint = checkpoints.Checkpoint({})  # all zero, to be transplanted
     else:
@@ -248,7 +249,8 @@ def late_fusion(
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
-    _check(backbone, num_classes, width, stride, upsampling)
+    _check(backbone, width, stride, upsampling)
+    _check_classes(num_classes)
     checkpoint = checkpoints.find(weights, "late_fusion", backbone, stride)
     num_classes = checkpoints.num_classes(num_classes, checkpoint, default=40)
     images, scores = {}, {}
@@ -299,7 +301,8 @@ def classifier(
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
     """
-    _check(backbone, num_classes, width)
+    _check(backbone, width)
+    _check_classes(num_classes)
     checkpoint = checkpoints.find(weights, "classifier", backbone)
     image = _image("image", 3, checkpoint)
     x = image
@@ -597,7 +600,7 @@ def _preprocess(x, data, name):
     return x.then(Preprocess(data["channels"], data["mean"], dtype=dtype, name=name))
 
 
-def _check(backbone, num_classes, width, stride=32, upsampling="bilinear"):
+def _check(backbone, width, stride=32, upsampling="bilinear"):
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             'Keras is set to image_data_format "channels_first"; expected '
@@ -610,20 +613,22 @@ def _check(backbone, num_classes, width, stride=32, upsampling="bilinear"):
         "upsampling": (upsampling, ("bilinear", "learned")),
     }
     for name, (value, allowed) in choices.items():
-        if value not in allowed:
+        if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
             raise ValueError(
                 f"{name}={value!r} was given; expected one of "
                 f"{', '.join(map(repr, allowed))}."
             )
-    counts = num_classes.values() if isinstance(num_classes, dict) else [num_classes]
-    is_count = [isinstance(n, numbers.Integral) and n > 0 for n in counts]
-    if num_classes is not None and not (is_count and all(is_count)):
-        raise ValueError(
-            f"num_classes={num_classes!r} was given; expected an integer from 1, or a "
-            "dict of such by head."
-        )
     if not 0 < width < math.inf:
         raise ValueError(f"width={width} was given; expected a number above 0.")
+
+
+def _check_classes(num_classes, heads=False):
+    several = heads and isinstance(num_classes, dict)
+    counts = list(num_classes.values()) if several else [num_classes]
+    is_count = [isinstance(n, numbers.Integral) and n > 0 for n in counts]
+    if num_classes is not None and not (is_count and all(is_count)):
+        expected = "an integer from 1" + ", or a dict of such by head" * heads
+        raise ValueError(f"num_classes={num_classes!r} was given; expected {expected}.")
 
 
 def _check_skip_scales(skip_scales, taps, stride):

@@ -701,7 +701,7 @@ def test_an_unknown_backbone_is_refused(builder):
 
 
 @pytest.mark.parametrize("builder", BUILDERS[:2], ids=lambda builder: builder.__name__)
-@pytest.mark.parametrize("stride", [64, 2, 0, "8s", None])
+@pytest.mark.parametrize("stride", [64, 2, 0, "8s", None, 8.0])
 def test_an_unknown_stride_is_refused(builder, stride):
     with pytest.raises(ValueError, match="stride") as error:
         builder("vgg16", stride)
@@ -715,10 +715,16 @@ def test_an_unknown_stride_is_refused(builder, stride):
 def test_what_is_no_number_of_classes_is_refused(builder, classes):
     with pytest.raises(ValueError, match="num_classes") as error:
         builder("vgg16", num_classes=classes)
+    heads = ", or a dict of such by head" if builder is models.fcn else ""
     assert str(error.value) == (
-        f"num_classes={classes!r} was given; expected an integer from 1, or a dict of "
-        "such by head."
+        f"num_classes={classes!r} was given; expected an integer from 1{heads}."
     )
+
+
+@pytest.mark.parametrize("builder", BUILDERS[1:], ids=lambda builder: builder.__name__)
+def test_a_net_of_one_head_refuses_several(builder):
+    with pytest.raises(ValueError, match="expected an integer from 1[.]"):
+        builder("vgg16", num_classes={"sem": 33, "geo": 3})
 
 
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
