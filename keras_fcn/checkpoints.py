@@ -39,7 +39,7 @@ def path_of(name):
     """
     if str(name).startswith(hub.SCHEME):
         return hub.fetch_repository(name)
-    is_path = str(name).endswith((".h5", ".hdf5")) or len(pathlib.Path(name).parts) > 1
+    is_path = str(name).endswith(weights.SUFFIXES) or len(pathlib.Path(name).parts) > 1
     return name if is_path else None
 
 
@@ -109,15 +109,78 @@ def skip_scales(wanted, checkpoint):
         checkpoint: A `Checkpoint` or None.
 
     Raises:
-        ValueError: If both name some and they differ.
+        ValueError: If some are wanted and the checkpoint has none or others.
     """
-    known = checkpoint and checkpoint.entry.get("model", {}).get("skip_scales")
-    if known and wanted and known != wanted:
+    net = checkpoint.entry.get("model") if checkpoint else None
+    known = net and net.get("skip_scales")
+    if net and wanted and known != wanted:
         raise ValueError(
             f"weights={checkpoint.path or checkpoint.name!r} was trained with "
             f"skip_scales={known} but {wanted} was given; leave skip_scales out."
         )
     return known or wanted
+
+
+def preprocessing(wanted, checkpoint):
+    """Returns what the argument and the checkpoint agree on that a net is fed.
+
+    Args:
+        wanted: A dict of `channels` and `mean`, or None.
+        checkpoint: A `Checkpoint` or None.
+
+    Returns:
+        The manifest's field `input`, or None if neither says.
+
+    Raises:
+        ValueError: If both say something else, or if none is wanted and the checkpoint
+            is of a net without.
+    """
+    entry = checkpoint.entry if checkpoint else {}
+    known = entry.get("input")
+    if known and wanted and known != {**wanted, "mean": list(wanted.get("mean", ()))}:
+        raise ValueError(
+            f"The weights were trained on {known} but preprocessing={wanted} was given;"
+            " leave it out."
+        )
+    if not wanted and not _facts(entry)["include_preprocessing"]:
+        raise ValueError(
+            f"weights={checkpoint.path or checkpoint.name!r} is of a net without "
+            "preprocessing; expected include_preprocessing=False, or `preprocessing` "
+            "that says what it was trained on."
+        )
+    return known or wanted
+
+
+def check_file(checkpoint):
+    """Checks that the file is of such a net, in what no weight shows.
+
+    Args:
+        checkpoint: A `Checkpoint`.
+
+    Raises:
+        ValueError: If the file says otherwise.
+        OSError: If it cannot be read.
+    """
+    said = weights.metadata(checkpoint.path) if checkpoint.path else {}
+    if "model" not in said:
+        return
+    wanted, found = _facts(checkpoint.entry), _facts(said)
+    for fact, value in wanted.items():
+        if found[fact] != value:
+            raise ValueError(
+                f"{checkpoint.path} says {fact} {found[fact]}; expected {value}. Load "
+                "it alone: load_checkpoint builds the net that a file is of."
+            )
+
+
+def _facts(entry):
+    """What a net of the same weights may differ in."""
+    net = entry.get("model", {})
+    return {
+        "skip_scales": net.get("skip_scales"),
+        "include_preprocessing": net.get("include_preprocessing", True),
+        "input": entry.get("input"),
+    }
 
 
 def fill(model, checkpoint):

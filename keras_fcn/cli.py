@@ -292,10 +292,10 @@ def _predict(options):
 
     cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
-    entry = models.checkpoint_entry(options.checkpoint)
+    sets = manifest.label_sets(models.checkpoint_entry(options.checkpoint))
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(options.checkpoint)
-    sets, unread = manifest.label_sets(entry), []
+    unread = []
     for source, target in track(jobs, "Segmenting"):
         try:
             picture = images.read_image(source)
@@ -387,7 +387,7 @@ def _convert(options):
     entry, output = _entry_of(options), pathlib.Path(options.output)
     with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
         model = models.build(entry)
-    foreign = not options.source.endswith(porting.KERAS_SUFFIXES)
+    foreign = not options.source.endswith(weights.SUFFIXES)
     with progress.reporting(f"Porting {options.source}") as report:
         rows = porting.port(
             options.source,

@@ -55,7 +55,7 @@ def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="rel
         x = x.then(layers.ZeroPadding2D(pad, name=f"{name}_pad"))
     normalized = activation and x.batch_norm
     layer = Conv2D(
-        filters,
+        int(filters),  # NumPy's own would not go into a checkpoint's JSON
         kernel,
         stride,
         padding="same" if same else "valid",
@@ -105,7 +105,7 @@ def dropout(x, rate, *, name):
 
 def scale(x, factor, *, name):
     """Returns `x` times a constant (Caffe's frozen Scale layer)."""
-    return x.then(layers.Rescaling(factor, name=name + x.suffix))
+    return x.then(layers.Rescaling(float(factor), name=name + x.suffix))
 
 
 def concat(xs, *, name):

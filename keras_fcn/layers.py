@@ -220,7 +220,7 @@ class Preprocess(keras.layers.Layer):
                 "and as many means."
             )
         self.channels = channels
-        self.mean = list(mean)
+        self.mean = [float(number) for number in mean]
 
     def call(self, x):
         """Returns `x`, reordered, minus the mean."""

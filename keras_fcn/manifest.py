@@ -98,17 +98,48 @@ def label_sets(entry):
     Returns:
         `{head: LabelSet}`, empty if the entry does not name its classes. Classes
         without colours get those of the VOC colour map.
+
+    Raises:
+        ValueError: If the entry names them otherwise than the manifest does, or not as
+            many as its net has.
     """
     labels = entry.get("labels")
     if labels is None:
         return {}
-    if isinstance(labels, str):
-        return {"": LABEL_SETS[labels]}
-    if "names" in labels:
-        names = tuple(labels["names"])
-        palette = labels.get("palette", voc_colormap(len(names)))
-        return {"": LabelSet(names, np.asarray(palette, "uint8"))}
-    return {head: LABEL_SETS[name] for head, name in labels.items()}
+    several = isinstance(labels, dict) and "names" not in labels
+    sets = {
+        head: _label_set(x) for head, x in (labels if several else {"": labels}).items()
+    }
+    found = {head: len(known.names) for head, known in sets.items()}
+    classes = entry.get("model", {}).get("num_classes", found.get("", found))
+    if found != (classes if isinstance(classes, dict) else {"": classes}):
+        raise ValueError(
+            f"The labels name {found.get('', found)} classes; expected {classes}, as "
+            "many as the net has."
+        )
+    return sets
+
+
+def _label_set(labels):
+    """The `LabelSet` of one head: a name in `LABEL_SETS`, or names and colours."""
+    if isinstance(labels, str) and labels in LABEL_SETS:
+        return LABEL_SETS[labels]
+    names = labels.get("names") if isinstance(labels, dict) else None
+    palette = labels.get("palette") if names else None
+    try:
+        names = tuple(names)
+        colors = np.array(
+            voc_colormap(len(names)) if palette is None else palette, "uint8"
+        )
+    except (TypeError, ValueError, OverflowError):
+        names, colors = (), None
+    if not names or colors.shape != (len(names), 3):
+        raise ValueError(
+            f"The labels {labels!r} were given; expected one of "
+            f"{', '.join(LABEL_SETS)}, or names and, if you like, as many colours: "
+            '{"names": ["road", "rest"], "palette": [[128, 64, 128], [0, 0, 0]]}.'
+        )
+    return LabelSet(names, colors)
 
 
 def shipped(name):

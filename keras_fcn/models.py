@@ -175,6 +175,11 @@ def fcn(
     _check(backbone, width, stride, upsampling)
     _check_classes(num_classes, heads=True)
     if weights == "imagenet":
+        if input_channels not in DEFAULT_INPUTS:
+            raise ValueError(
+                f"weights='imagenet' was given with input_channels={input_channels}; "
+                "expected 3, or 4 with depth, or weights=None."
+            )
         checkpoint = checkpoints.Checkpoint({})  # all zero, to be transplanted
     else:
         checkpoint = checkpoints.find(weights, "fcn", backbone, stride)
@@ -185,6 +190,11 @@ def fcn(
     if include_preprocessing:
         data = _input(checkpoint, input_channels, preprocessing)
         x = _preprocess(x, data, "preprocess")
+    elif preprocessing:
+        raise ValueError(
+            f"preprocessing={preprocessing} was given with include_preprocessing=False;"
+            " leave one of them out."
+        )
     taps = BACKBONES[backbone](x, width)
     _check_skip_scales(skip_scales, taps, stride)
     heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
@@ -236,7 +246,7 @@ def late_fusion(
         backbone: As in `fcn`.
         stride: As in `fcn`.
         num_classes: Classes to tell apart; 40, as in NYUDv2, if nothing says it.
-        weights: As in `fcn`.
+        weights: As in `fcn`, but for "imagenet".
         upsampling: As in `fcn`.
         include_preprocessing: As in `fcn`; HHA comes as in its PNG files, disparity,
             height and angle, 0-255.
@@ -258,7 +268,7 @@ def late_fusion(
         image = images[stream] = _image(stream, 3, checkpoint)
         x = image._replace(suffix=stream)
         if include_preprocessing:
-            known = checkpoint.entry.get("input", {}) if checkpoint else {}
+            known = checkpoints.preprocessing(None, checkpoint) or {}
             data = known.get(stream, default)
             x = _preprocess(x, data, f"preprocess{stream}")
         taps = BACKBONES[backbone](x, width)
@@ -363,6 +373,7 @@ def build(entry, weights=None):
 
 
 def _build(checkpoint):
+    checkpoints.check_file(checkpoint)
     arguments = dict(checkpoint.entry["model"])
     builder = BUILDERS[arguments.pop("builder", "fcn")]
     return builder(**arguments, weights=checkpoint)
@@ -397,17 +408,24 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
 
     Args:
         model: A net that `fcn` or `late_fusion` built, trained as you like.
-        path: The .h5 file to write; it appears whole or not at all.
+        path: The .h5 or .hdf5 file to write; it appears whole or not at all.
         facts: What else to say in the file, in the manifest's fields: `labels` (a
             name in `LABEL_SETS`, or `{"names": [...], "palette": [...]}`),
             `license`, `trained_on`, `measured`.
         dtype: On disk, such as "float16" for half the size.
 
     Raises:
-        ValueError: If neither built the net, or if weights are not finite.
+        ValueError: If neither built the net, if weights are not finite, if the path
+            ends otherwise, or if `labels` are not so or name another number of classes.
         OSError: If the file cannot be written.
     """
+    if not str(path).endswith(weight_files.SUFFIXES):
+        raise ValueError(
+            f"The path {path} was given; expected one that ends in "
+            f"{' or '.join(weight_files.SUFFIXES)}, by which load_checkpoint knows it."
+        )
     metadata = {**describe(model), **(facts or {})}
+    manifest.label_sets(metadata)
     weight_files.save(model, path, metadata=metadata, dtype=dtype)
 
 
@@ -566,25 +584,14 @@ def _width(found, backbone):
 def _image(name, channels, checkpoint):
     if channels < 1:
         raise ValueError(f"input_channels={channels} was given; expected 1 or more.")
-    tensor = keras.Input((None, None, channels), name=name)
+    tensor = keras.Input((None, None, int(channels)), name=name)
     drawn = {"kernel_initializer": "zeros"} if checkpoint else {}
     return Feature(tensor, **drawn)
 
 
 def _input(checkpoint, channels, wanted=None):
-    known = checkpoint and checkpoint.entry.get("input")
-    if known and wanted and known != wanted:
-        raise ValueError(
-            f"The weights were trained on {known} but preprocessing={wanted} was given;"
-            " leave it out."
-        )
-    if wanted and len(wanted["channels"]) != channels:
-        raise ValueError(
-            f"preprocessing={wanted} was given for input_channels={channels}; expected "
-            "as many letters and means."
-        )
-    if known or wanted:
-        return known or wanted
+    if found := checkpoints.preprocessing(wanted, checkpoint):
+        return found
     if channels not in DEFAULT_INPUTS:
         raise ValueError(
             f"input_channels={channels} has no preprocessing; expected 3 (RGB) or 4 "
@@ -595,6 +602,13 @@ def _input(checkpoint, channels, wanted=None):
 
 
 def _preprocess(x, data, name):
+    channels = x.tensor.shape[-1]
+    said = [data.get("channels", ""), data.get("mean", ())]
+    if [len(part) for part in said] != [channels, channels]:
+        raise ValueError(
+            f"preprocessing={data} was given for input_channels={channels}; expected "
+            f"as many letters and means, such as {VOC_INPUT}."
+        )
     # Under mixed precision the means are still subtracted in full.
     dtype = keras.config.dtype_policy().variable_dtype
     return x.then(Preprocess(data["channels"], data["mean"], dtype=dtype, name=name))

@@ -20,7 +20,6 @@ from keras_fcn.layers import BilinearUpsampling, bilinear_line
 # Of a manifest's entry. The rest changes when a port is published and measured, and the
 # same source shall give the same bytes.
 FACTS = ("model", "input", "labels", "license", "trained_on")
-KERAS_SUFFIXES = (".h5", ".hdf5")
 # keras.applications.VGG16, whose weights are those of the Caffe net.
 KERAS_VGG16 = {
     **{f"block{i}_conv{j}": f"conv{i}_{j}" for i in range(1, 6) for j in range(1, 4)},
@@ -153,7 +152,7 @@ def _match(source, model, drop):
 
 def _read(source):
     """Returns `{name: caffe.Layer}` of a file."""
-    if source.suffix not in KERAS_SUFFIXES:
+    if source.suffix not in weights.SUFFIXES:
         return caffe.read_caffemodel(source)
     layers = {}
     for name, array in weights.read_arrays(source).items():

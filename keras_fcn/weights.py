@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_fcn.files import replacing
 
+SUFFIXES = (".h5", ".hdf5")  # of a file, by which it is told from a name
 MAX_OBJECTS = 10_000
 MAX_DEPTH = 8
 MAX_BESIDE = 4 * 2**20  # bytes of a file that are not arrays; in ours 0.1 MB

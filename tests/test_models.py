@@ -1,6 +1,8 @@
+import functools
 import importlib.util
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -796,6 +798,117 @@ def test_what_a_net_is_fed_can_be_said_where_no_weights_say_it(tmp_path):
         keras_fcn.fcn(**thin, weights=path, preprocessing=other)
     with pytest.raises(ValueError, match="expected as many letters and means"):
         keras_fcn.fcn(**thin, input_channels=4, preprocessing=HHA)
+    with pytest.raises(ValueError, match="expected as many letters and means"):
+        keras_fcn.fcn(**thin, preprocessing={"mean": [1, 2, 3]})
+    with pytest.raises(ValueError, match="leave one of them out"):
+        keras_fcn.fcn(**thin, preprocessing=HHA, include_preprocessing=False)
+
+
+def save_thin(path, builder=models.fcn, **arguments):
+    """A checkpoint whose scores are not zero, and the net."""
+    model = builder("vgg16", 16, 3, width=1 / 32, **arguments)
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        if layer.name.startswith("score_") and layer.weights:
+            layer.set_weights([rng.standard_normal(w.shape) for w in layer.weights])
+    models.save_checkpoint(model, path)
+    return model
+
+
+@pytest.mark.parametrize("builder", BUILDERS[:2], ids=lambda builder: builder.__name__)
+def test_a_net_fed_centred_data_gets_no_preprocessing_from_its_file(builder, tmp_path):
+    path = str(tmp_path / "plain.h5")
+    save_thin(path, builder, include_preprocessing=False)
+    build = functools.partial(builder, "vgg16", 16, weights=path, width=1 / 32)
+    with pytest.raises(ValueError, match="net without preprocessing; expected"):
+        build()
+    same = models.describe(build(include_preprocessing=False))
+    assert same == models.describe(models.load_checkpoint(path))
+
+
+def test_a_file_of_a_net_without_skip_scales_takes_none(tmp_path):
+    path = str(tmp_path / "plain.h5")
+    save_thin(path)
+    with pytest.raises(ValueError, match="skip_scales=None but .* leave skip_scales"):
+        models.fcn("vgg16", 16, weights=path, width=1 / 32, skip_scales={"pool4": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("said", "fact"),
+    [
+        ({"skip_scales": {"pool4": 0.01}}, "skip_scales"),
+        ({"include_preprocessing": False}, "include_preprocessing"),
+        ({"preprocessing": HHA}, "input"),
+    ],
+)
+def test_a_checkpoint_is_not_filled_from_a_file_of_another_net(said, fact, tmp_path):
+    path, other = str(tmp_path / "net.h5"), str(tmp_path / "other.h5")
+    picture = pictures()
+    expected = predict(save_thin(path), picture)
+    found = predict(models.load_checkpoint(path, weights=path), picture)
+    np.testing.assert_array_equal(found, expected)
+    save_thin(other, **said)
+    with pytest.raises(ValueError, match=f"other.h5 says {fact} .*; expected"):
+        models.load_checkpoint(path, weights=other)
+
+
+def test_imagenet_is_for_colour_and_depth(monkeypatch):
+    monkeypatch.setattr(models, "classifier", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="input_channels=1; expected 3, or 4"):
+        models.fcn(weights="imagenet", input_channels=1, include_preprocessing=False)
+
+
+def test_numbers_of_numpy_build_a_net_that_can_be_saved(tmp_path):
+    net = {"skip_scales": {"pool4": np.float32(0.01)}, "num_classes": np.int64(3)}
+    hha = {"channels": "RGB", "mean": np.float32(HHA["mean"])}
+    model = models.fcn("vgg16", 16, **net, preprocessing=hha, width=1 / 32)
+    models.save_checkpoint(model, tmp_path / "a.h5")
+    again = models.describe(models.load_checkpoint(str(tmp_path / "a.h5")))
+    assert again == models.describe(model)
+    plain = {"include_preprocessing": False, "width": 1 / 32}
+    model = models.fcn("vgg16", 32, 3, input_channels=np.int64(5), **plain)
+    models.save_checkpoint(model, tmp_path / "b.h5")
+    assert models.load_checkpoint(str(tmp_path / "b.h5")).input_shape[-1] == 5
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.keras", "mine.H5"])
+def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path):
+    model = build("vgg16", 32)
+    with pytest.raises(ValueError, match=f"{name} was given; .* ends in .h5 or .hdf5"):
+        models.save_checkpoint(model, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("cityscapes", "'cityscapes' were given; expected one of voc, "),
+        (["road", "rest"], "were given; expected one of voc, "),
+        ({"names": []}, "were given; expected one of voc, "),
+        ({"names": ["a", "b", "c"], "palette": [[1, 2, 3]]}, "as many colours"),
+        ({"names": ["a", "b", "c"], "palette": [[1, 2, 300]] * 3}, "as many colours"),
+        ({"names": ["road", "rest"]}, "name 2 classes; expected 3"),
+        ("camvid", "name 11 classes; expected 3"),
+        ({"a": {"names": ["x", "y", "z"]}}, "name {'a': 3} classes; expected 3"),
+    ],
+)
+def test_labels_that_are_none_are_not_written(labels, message, tmp_path):
+    model = models.fcn("vgg16", 32, 3, width=1 / 64)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        models.save_checkpoint(model, tmp_path / "a.h5", facts={"labels": labels})
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_may_have_labels_of_their_own(tmp_path):
+    model = models.fcn("vgg16", 32, {"sem": 2, "geo": 3}, width=1 / 64)
+    labels = {"sem": {"names": ["road", "rest"]}, "geo": "siftflow-geo"}
+    path = str(tmp_path / "a.h5")
+    models.save_checkpoint(model, path, facts={"labels": labels})
+    sets = manifest.label_sets(models.checkpoint_entry(path))
+    assert {head: known.names for head, known in sets.items()} == {
+        "sem": ("road", "rest"),
+        "geo": ("sky", "horizontal", "vertical"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """tools/publish.py, against a Hub on loopback that takes what its client pushes."""
 
 import tomllib
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 
 import keras_fcn
-from keras_fcn import evaluation, manifest, models
+from keras_fcn import evaluation, manifest, models, weights
 from keras_fcn.datasets import folder
 
 publish = scripts.load("tools/publish.py")
@@ -120,6 +121,55 @@ def test_published_scores_are_cited_and_not_in_the_index():
     text = publish.card("n", manifest.checkpoint_info("vgg16-8s-voc"), "me/n")
     assert "| mean_iou | 65.5 | seg11valid | published: Shelhamer" in text
     assert ModelCard(text).data.eval_results is None
+
+
+def test_scores_of_another_run_are_not_in_the_card(trained, tmp_path):
+    path, output = tmp_path / "scored.h5", tmp_path / "out"
+    measured = {"split": "somewhere", "mean_iou": 12.34, "version": "0"}
+    model = keras_fcn.load_checkpoint(trained)
+    models.save_checkpoint(model, path, facts={"measured": measured})
+    options = ["--repo", "me/net", "--output", output, "--license", "MIT", "--dry-run"]
+    assert run(path, *options) == 0
+    card = ModelCard.load(output / "README.md")
+    assert card.data.eval_results is None
+    assert "12.34" not in card.text
+
+
+def test_a_file_of_another_net_is_not_published_under_a_name(tmp_path, capsys):
+    name, path = "vgg16-32s-voc", tmp_path / "hha.h5"
+    entry = manifest.checkpoint_info(name)
+    hha = {**entry, "input": {"channels": "RGB", "mean": [132.431, 94.076, 118.477]}}
+    arrays = iter([("conv1_1/kernel", np.ones((3, 3, 3, 64), "float32"))])
+    weights.save_arrays(arrays, path, metadata=hha)
+    options = ["--checkpoint", name, "--repo", "me/net", "--output", tmp_path / "out"]
+    assert run(path, *options, "--dry-run") == 2
+    assert "hha.h5 says input {'channels': 'RGB'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "labels"),
+    [
+        ("vgg16-8s-voc", "photo.jpg", "(height, width) uint8"),
+        ("vgg16-16s-siftflow", "photo.jpg", "{head: (height, width) uint8}"),
+        (
+            "vgg16-32s-nyud-color-hha",
+            {"color": "photo.png", "hha": "photo-hha.png"},
+            "",
+        ),
+        ("vgg16-imagenet", None, "(batch, h, w, classes), logits"),
+    ],
+)
+def test_the_card_shows_how_such_a_net_is_asked(name, image, labels, monkeypatch):
+    text = publish.card(name, manifest.checkpoint_info(name), "me/n")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert labels in code
+    asked = []
+    model = types.SimpleNamespace(predict=asked.append)
+    monkeypatch.setattr(keras_fcn, "load_checkpoint", lambda _: model)
+    monkeypatch.setattr(keras_fcn, "segment", lambda model, given: asked.append(given))
+    exec(code, {"images": None})
+    assert asked == [image]
 
 
 def test_a_caffemodel_is_ported_and_its_entry_completed(

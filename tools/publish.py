@@ -44,7 +44,7 @@ CARD = """---
 import keras_fcn  # on TensorFlow, JAX or PyTorch
 
 model = keras_fcn.load_checkpoint("hf://{repo}")
-labels = keras_fcn.segment(model, "photo.jpg")  # (height, width) uint8
+{usage}
 ```
 {picture}
 - **Trained on**: {trained_on}
@@ -110,8 +110,7 @@ def _publish(options):
     output = options.output or pathlib.Path("published", name)
     path = output / f"{name}.h5"
     model = _write_weights(options, entry, path)
-    if source:
-        entry["measured"] = _measure(model, source, options)
+    entry["measured"] = _measure(model, source, options) if source else {}
     if options.picture:
         _draw(model, entry, photograph, output / "example.png")
     text = card(name, entry, options.repo, picture=bool(options.picture))
@@ -133,7 +132,7 @@ def _entry(options):
                 "--trained-on, or change the manifest."
             )
         return manifest.checkpoint_info(options.checkpoint)
-    if options.source.suffix not in porting.KERAS_SUFFIXES:
+    if options.source.suffix not in weights.SUFFIXES:
         raise ValueError(
             f"{options.source} does not say what it is; expected --checkpoint, or an "
             ".h5 file. Port it with tools/convert_caffe.py first."
@@ -151,13 +150,13 @@ def _entry(options):
 
 def _write_weights(options, entry, path):
     """Ports or copies the weights, and returns the net that holds them."""
-    model = models.build(entry)
-    if options.source.suffix in porting.KERAS_SUFFIXES:
-        weights.load(model, options.source)  # before anything is written
+    if options.source.suffix in weights.SUFFIXES:
+        model = models.build(entry, options.source)  # before anything is written
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as target, open(options.source, "rb") as source:
             shutil.copyfileobj(source, target)
         return model
+    model = models.build(entry)
     path.parent.mkdir(parents=True, exist_ok=True)
     with progress.reporting(f"Porting {options.source}") as report:
         expected = entry.get("caffemodel", {})
@@ -242,6 +241,7 @@ def card(name, entry, repo, picture=False):
         name=name,
         what=_what(entry["model"]),
         repo=repo,
+        usage=_usage(entry),
         picture="\n![A photograph, segmented](example.png)\n" if picture else "",
         trained_on=entry.get("trained_on", "not said"),
         license=entry["license"],
@@ -260,6 +260,18 @@ def _what(model):
         f"{kind} on {model['backbone']}{stride} for keras_fcn, after Long, Shelhamer & "
         "Darrell, *Fully Convolutional Networks for Semantic Segmentation* (2015)."
     )
+
+
+def _usage(entry):
+    """The line that shows how such a net is asked."""
+    builder = entry["model"].get("builder", "fcn")
+    several = isinstance(manifest.num_classes(entry), dict)
+    labels = "{head: (height, width) uint8}" if several else "(height, width) uint8"
+    streams = '{"color": "photo.png", "hha": "photo-hha.png"}'
+    image = streams if builder == "late_fusion" else '"photo.jpg"'
+    if builder == "classifier":
+        return "heatmaps = model.predict(images)  # (batch, h, w, classes), logits"
+    return f"labels = keras_fcn.segment(model, {image})  # {labels}"
 
 
 def _input(entry):
