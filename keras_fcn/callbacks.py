@@ -134,6 +134,8 @@ class Snapshots(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Minds signals, where Python delivers them: in the main thread."""
+        self.on_train_end()  # if a `fit` before this one has raised
+        self._fitted = self.model  # which is not to be asked for in the midst of a step
         self._written, self._signal = time.monotonic(), None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
@@ -191,6 +193,14 @@ class Snapshots(keras.callbacks.Callback):
     def _on_signal(self, number, frame):
         # Raised here, an error would find weights half-way through a step.
         self._signal = self._signal or number
+        while frame and not self._is_fit(frame):
+            frame = frame.f_back
+        if not frame:  # `fit` has raised, of which it tells no callback
+            self.on_train_end()
+            signal.raise_signal(number)
+
+    def _is_fit(self, frame):
+        return frame.f_code.co_name == "fit" and frame.f_locals["self"] is self._fitted
 
     def _end_if_told(self):
         if self._signal:

@@ -1,6 +1,7 @@
 """The commands that read pictures with labels: prepare, train, evaluate and others."""
 
 import argparse
+import contextlib
 import math
 import pathlib
 
@@ -30,7 +31,6 @@ REFERENCE = {
 }
 PRECISIONS = "float32", "mixed_bfloat16", "mixed_float16"
 VALIDATION_MULTIPLE = 64  # pixels: JAX compiles anew for each size
-CACHED = 2000  # pictures kept in memory once they are read
 
 
 def add_data(command):
@@ -344,7 +344,7 @@ def add_training(command, backbones, strides):
     )
     add = how.add_argument
     add("--recipe", default="modern", help="or the reference's, such as voc-fcn8s")
-    add("--epochs", type=_COUNT, help="(60; as many steps as solve.py runs)")
+    add("--epochs", type=_COUNT, help="(60; as many updates as solve.py makes)")
     add("--batch-size", type=_COUNT, help="pictures (6; 1)")
     add("--crop", type=_WHOLE, help="pixels a side; 0: whole pictures (256; 0)")
     add("--scale", type=float, nargs=2, help="range of the zoom (0.7 2; none)")
@@ -434,33 +434,35 @@ def _train(options):
     data, validation = _validation_of(options), None
     if data:
         validation = source_of(data, options, label_sets=source.label_sets)
+        _check_alike(source, validation)
     with busy(f"Building {options.backbone}-{options.stride}s"):
         model = _net(options, source)
     batches = _batches(options, source)
     if options.batch_norm and options.init:
         with busy("Fitting the normalisation to a batch"):
             models.fit_batch_norm(model, batches.batch(0, 0)[0])
-    epochs = options.epochs or math.ceil(recipe.iterations / len(batches))
+    epochs = options.epochs or math.ceil(recipe.steps / len(batches))
     if options.fix_trunk:
         training.fix_trunk(model)
     _compile(model, options, recipe, source, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
     snapshots = callbacks.Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
-    validated = validation and devices.fill(
-        Batches(validation, multiple=VALIDATION_MULTIPLE, shuffle=False)
+    validated = validation and Batches(
+        validation, multiple=VALIDATION_MULTIPLE, shuffle=False
     )
     for first, last in snapshots.stretches(model, epochs):
         devices.distribute(model)
-        model.fit(
-            devices.fill(batches),
-            initial_epoch=first,
-            epochs=last,
-            shuffle=False,
-            verbose=0,
-            validation_data=validated,
-            callbacks=[callbacks.Averages(), callbacks.Divergence(batches), *shown],
-        )
+        with _reading(batches, validated):
+            model.fit(
+                devices.fill(batches),
+                initial_epoch=first,
+                epochs=last,
+                shuffle=False,
+                verbose=0,
+                validation_data=validated and devices.fill(validated),
+                callbacks=[callbacks.Averages(), callbacks.Divergence(batches), *shown],
+            )
         devices.wait()  # until the first process has written its snapshot
     if devices.is_first():
         if options.batch_norm:
@@ -513,11 +515,18 @@ def _fill_in(options, recipe):
         known = {**REFERENCE, "learning_rate": recipe.learning_rate}
     else:
         known = MODERN
+    if options.crop == 0:
+        known = {**known, "scale": None}
+    if not _has_color(options.data):
+        known = {**known, "color": 0.0}
+        if options.color or options.tint or options.blur or options.noise:
+            raise ValueError(
+                "--color, --tint, --blur or --noise was given for "
+                f"{options.data[0]}, which is no colour; leave it out."
+            )
     for name, value in known.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if not options.crop:
-        options.scale = None
     if options.adjust and not options.balance:
         raise ValueError(
             "--adjust takes out what --balance added, which is 0; leave it out."
@@ -563,6 +572,38 @@ def _labels_fact(label_sets):
         for head, x in label_sets.items()
     }
     return facts[""] if facts.keys() == {""} else facts
+
+
+def _has_color(data):
+    """Whether the pictures of DATA are RGB, or have a stream that is."""
+    from keras_fcn.datasets import catalog
+
+    known = None if len(data) == 2 else catalog.DATASETS.get(_dataset(data[0])[0])
+    return not known or known.inputs == "image" or isinstance(known.inputs, dict)
+
+
+def _check_alike(source, validation):
+    wanted, found = (
+        {head: len(known.names) for head, known in each.label_sets.items()}
+        for each in (source, validation)
+    )
+    if found != wanted:
+        raise ValueError(
+            f"The validation data have {found.get('', found)} classes; expected "
+            f"{wanted.get('', wanted)}, as those that are trained on."
+        )
+
+
+@contextlib.contextmanager
+def _reading(*served):
+    """Raises what kept `Batches` from being read as it is: TensorFlow wraps it."""
+    try:
+        yield
+    except Exception as error:
+        fault = next((each.fault for each in served if each and each.fault), error)
+        if fault is error:
+            raise
+        raise fault from error
 
 
 def _validation_of(options):
@@ -660,7 +701,7 @@ def _batches(options, source):
         cell=options.stride,
         replacement=options.replacement,
         seed=options.seed,
-        cache=len(source) <= CACHED,
+        cache=True,
         shard=devices.shard(),
     )
 

@@ -160,7 +160,7 @@ PLAIN_FACTORS = ((1, 1), (1, 1))
 class Recipe(NamedTuple):
     """How a reference net was trained: its solver.prototxt and solve.py.
 
-    One image a step, at its own size, drawn at random with replacement. This is heavy
+    One image a batch, at its own size, drawn at random with replacement. This is heavy
     learning; the accumulated one of CVPR 2015, section 4.3, for VGG16 is
 
     ```python
@@ -171,10 +171,10 @@ class Recipe(NamedTuple):
 
     Args:
         learning_rate: Fixed. That of biases is twice as high.
-        iterations: Steps that solve.py runs.
+        iterations: Updates that solve.py makes, each after `accumulate` batches.
         start: The checkpoint whose weights the training begins with, by `transplant`.
         momentum: Of `CaffeSGD`.
-        accumulate: Steps whose gradients are averaged before one update.
+        accumulate: Batches whose gradients are averaged before one update.
         normalize: Whether the loss is the mean over the pixels that count, not their
             sum.
         trunk: Multipliers of the layers that are no score layers.
@@ -187,6 +187,11 @@ class Recipe(NamedTuple):
     accumulate: int = 1
     normalize: bool = False
     trunk: tuple = SCORE_FACTORS
+
+    @property
+    def steps(self):
+        """Batches that the whole training sees: the steps of `fit`."""
+        return self.iterations * self.accumulate
 
 
 # By the folder of shelhamer/fcn.berkeleyvision.org that holds solver and nets.
@@ -302,7 +307,8 @@ def compile_reference(
     ```python
     model = keras_fcn.FCN32s(weights="imagenet", num_classes=21)
     keras_fcn.compile_reference(model, "voc-fcn32s")
-    model.fit(batches, epochs=1, steps_per_epoch=RECIPES["voc-fcn32s"].iterations)
+    epochs = math.ceil(RECIPES["voc-fcn32s"].steps / len(batches))
+    model.fit(batches, epochs=epochs, shuffle=False)  # a `Batches` draws its own order
     ```
 
     Learned upsampling is trained like the kernels, but where a layer is not trainable:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pictures import labels, noise, numbered, write
 
+from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets import folder
 from keras_fcn.datasets.batches import (
     MEAN_COLOR,
@@ -12,6 +13,7 @@ from keras_fcn.datasets.batches import (
     cut,
     sample_cells,
 )
+from keras_fcn.training import WeightedCrossentropy
 
 VOID = 255
 
@@ -351,6 +353,48 @@ def test_a_batch_depends_on_seed_epoch_and_index_only(tmp_path):
         assert equal(list(again), expected)
     assert not equal(epoch_of(batches, 4), expected)
     assert not equal(epoch_of(batches_of(pairs, 5, **arguments, seed=1), 3), expected)
+
+
+class Counted(list):
+    """Pictures of as many bytes as they are wide, and how often each was read."""
+
+    def __init__(self, widths):
+        super().__init__(widths)
+        self.read = dict.fromkeys(range(len(widths)), 0)
+
+    def __getitem__(self, index):
+        self.read[index] += 1
+        width = super().__getitem__(index) // 4
+        return np.zeros((1, width, 3), np.uint8), np.zeros((1, width), np.uint8)
+
+
+def test_pictures_are_kept_in_memory_as_far_as_there_is_room(monkeypatch):
+    monkeypatch.setattr(batches_module, "CACHED", 100)
+    for cache, read in ((True, [1, 3, 1, 3, 1]), (False, [3] * 5)):
+        source = Counted([40, 80, 40, 24, 20])
+        batches = Batches(source, shuffle=False, cache=cache)
+        for epoch in range(3):
+            for index in range(5):
+                batches.batch(epoch, index)
+        assert list(source.read.values()) == read
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own, of what it was given
+def test_what_kept_a_batch_from_being_read_is_known_after_fit():
+    class Damaged(Counted):
+        def __getitem__(self, index):
+            if index == 4:
+                raise ValueError("picture 4 is damaged")
+            return super().__getitem__(index)
+
+    batches = Batches(Damaged([40] * 6), shuffle=False)
+    assert batches.fault is None
+    model = keras.Sequential([keras.layers.Conv2D(2, 1)])
+    model.compile("sgd", WeightedCrossentropy())
+    with pytest.raises(Exception, match="picture 4 is damaged"):
+        model.fit(batches, shuffle=False, verbose=0)
+    assert str(batches.fault) == "picture 4 is damaged"
+    assert isinstance(batches.fault, ValueError)
 
 
 def test_a_picture_changes_from_epoch_to_epoch_whatever_its_batch(tmp_path):

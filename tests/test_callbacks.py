@@ -982,6 +982,25 @@ def test_a_signal_that_the_process_ignores_stays_ignored(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_after_a_fit_that_raised_a_signal_does_what_it_did_before(name, tmp_path):
+    number, received = getattr(signal, name), []
+    signal.signal(number, lambda number, _: received.append(number))
+    model, again = net(), Snapshots(tmp_path / "again")
+    data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
+    for snapshots in (Snapshots(tmp_path / "first"), again, again):
+        fault = Fault(lambda: [][0], 0)
+        with pytest.raises(IndexError):
+            model.fit(**data, callbacks=[snapshots, fault])
+    model.fit(**data, callbacks=[Snapshots(tmp_path / "good")])
+    for count in (1, 2):
+        signal.raise_signal(number)
+        assert received == [number] * count
+    model.fit(**data, callbacks=[again])  # and a fit that ends leaves it as it was
+    signal.raise_signal(number)
+    assert received == [number] * 3
+
+
 def test_without_batches_whole_epochs_are_written(tmp_path):
     model, snapshots = net(), Snapshots(tmp_path, minutes=0)
     data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)

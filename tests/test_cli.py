@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import pathlib
 
 import keras
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_fcn import callbacks, cli_data, files, models, weights
+from keras_fcn import callbacks, cli_data, files, models, training, weights
 from keras_fcn.cli import main
+from keras_fcn.datasets import batches as batches_module
+from keras_fcn.datasets.batches import Batches
 from keras_fcn.labels import LABEL_SETS
 
 
@@ -362,6 +365,99 @@ def test_a_net_of_several_heads_is_not_adjusted(tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--validation", "siftflow"]) == 2
     assert "several heads; leave it out" in capsys.readouterr().err
     assert not output.exists()
+
+
+class Scenes(list):
+    """A source of grey pictures in which all is of the first class."""
+
+    def __init__(self, label_set, channels=3):
+        picture = np.full((8, 8, channels), 99, "uint8"), np.zeros((8, 8), "uint8")
+        super().__init__([picture] * 3)
+        self.label_sets = {"": LABEL_SETS[label_set]}
+        self.ids = ["a", "b", "c"]
+
+    def labels(self, index):
+        return self[index][1]
+
+
+@pytest.mark.usefixtures("_thin")
+def test_a_validation_of_other_classes_is_refused_before_training(
+    tmp_path, monkeypatch, capsys
+):
+    def source_of(data, options, **_):
+        return Scenes("voc" if data == ["voc2011"] else "camvid")
+
+    monkeypatch.setattr(cli_data, "source_of", source_of)
+    output = tmp_path / "run"
+    arguments = ["train", "camvid", "--output", str(output), *SMALL]
+    assert main([*arguments, "--validation", "voc2011"]) == 2
+    assert "data have 21 classes; expected 11" in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.usefixtures("_thin")
+@pytest.mark.parametrize(("data", "channels"), [("nyudv2-hha", 3), ("nyudv2-depth", 4)])
+def test_what_is_no_colour_is_not_recoloured(
+    data, channels, tmp_path, monkeypatch, capsys
+):
+    scenes, served = Scenes("nyud", channels), []
+    monkeypatch.setattr(cli_data, "source_of", lambda *_, **__: scenes)
+
+    def batches(*arguments, **named):
+        served.append(Batches(*arguments, **named))
+        return served[-1]
+
+    monkeypatch.setattr(batches_module, "Batches", batches)
+    arguments = ["train", data, "--output", str(tmp_path / "o"), "--stride", "32"]
+    arguments += [*SMALL, "--crop", "8", "--epochs", "1", "--scale", "1", "1"]
+    assert main([*arguments, "--color", "0.2"]) == 2
+    assert f"given for {data}, which is no colour" in capsys.readouterr().err
+    assert main([*arguments, "--noise", "3"]) == 2
+    assert not served
+    assert main([*arguments, "--validation", data]) == 0
+    pictures, _ = served[0].batch(0, 0)
+    inside = [pictures[..., i] for i in range(channels)]
+    assert all(set(np.unique(x)) == {99} for x in inside)
+
+
+def test_a_scale_is_not_dropped_where_pictures_are_whole(tmp_path, capsys, street):
+    arguments = ["train", *street, "--output", str(tmp_path / "o"), "--stride", "32"]
+    arguments += ["--scale", "0.7", "2"]
+    for whole in (["--crop", "0"], ["--recipe", "voc-fcn32s"]):
+        assert main([*arguments, *whole]) == 2
+        assert "`scale` is [0.7, 2.0] and `crop` None" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_thin")
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own, of what it was given
+def test_a_damaged_picture_ends_a_training_in_one_sentence(tmp_path, capsys, street):
+    order = Batches(range(4), seed=0).order(0)  # of which Keras reads two by itself
+    sound = pathlib.Path(street[0], f"{order[-1]}.png")
+    last = sound.with_suffix(".jpg")
+    Image.open(sound).save(last)
+    last.write_bytes(last.read_bytes()[:-150])  # its header is sound
+    sound.unlink()
+    output = tmp_path / "run"
+    arguments = ["train", *street, "--relabel", "9=255", "--output", str(output)]
+    assert main([*arguments, *SMALL, "--batch-size", "1", "--seed", "0"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"keras-fcn: error: `{last}` cannot be decoded")
+
+
+@pytest.mark.usefixtures("_thin")
+@pytest.mark.parametrize("accumulate", [1, 5])
+def test_a_recipe_makes_as_many_updates_as_the_reference(
+    accumulate, tmp_path, monkeypatch, street
+):
+    recipe = "voc-fcn-alexnet"
+    known = training.RECIPES[recipe]._replace(accumulate=accumulate, iterations=9)
+    monkeypatch.setitem(training.RECIPES, recipe, known)
+    arguments = ["train", *street, "--relabel", "9=255", "--recipe", recipe]
+    output = tmp_path / "run"
+    arguments += ["--stride", "32", "--learning-rate", "1e-12"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    rows = (output / "log.csv").read_text().splitlines()[1:]
+    assert len(rows) == math.ceil(9 * accumulate / 4)
 
 
 def test_two_pictures_of_one_name_do_not_overwrite_each_other(

@@ -24,6 +24,7 @@ from keras_fcn.labels import VOID
 MEAN_COLOR = (123, 117, 104)
 MEAN_DEPTH = 2550  # exp(7.844)
 
+CACHED = 2 * 2**30  # bytes of decoded pictures that are kept in memory, where asked
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's grey
 # The least and the most that arguments of `Batches` may be.
 _RANGES = {
@@ -116,9 +117,13 @@ class Batches(keras.utils.PyDataset):
             does, so that an epoch holds some twice and others not.
         seed: Integer from 0.
         workers: Threads that read ahead of the training.
-        cache: Whether to keep the decoded pictures in memory.
+        cache: Whether to keep the decoded pictures in memory, up to `CACHED` bytes.
         shard: (rank, count) for one of several processes that share each batch: this
             one reads every count-th picture of it. A batch that does not divide is cut.
+
+    Attributes:
+        fault: What kept a batch from being read, as it was raised: out of `fit` comes
+            another error on TensorFlow. None if nothing has.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -207,10 +212,10 @@ class Batches(keras.utils.PyDataset):
         self.cutmix = cutmix
         self.keep, self.cell = keep, cell
         self.shuffle, self.replacement, self.seed = shuffle, replacement, seed
-        self._decoded = {} if cache else None
+        self._decoded, self._room = {}, CACHED if cache else 0
         self._pool, self._ahead = ThreadPoolExecutor(workers), workers
         self._pending, self._lock = {}, threading.Lock()
-        self._within, self._looks = False, 0
+        self._within, self._looks, self.fault = False, 0, None
         self.seek(0)
 
     def seek(self, epoch, batch=0):
@@ -250,12 +255,17 @@ class Batches(keras.utils.PyDataset):
                 key: self._pending.get(key) or self._pool.submit(self.batch, *key)
                 for key in wanted
             }
-            batch = self._pending[wanted[0]]
+            reading = self._pending[wanted[0]]
+        try:
+            batch = reading.result()
+        except Exception as error:
+            self.fault = error
+            raise
         if index == 1 and self._looks == 0 and not (self._within or self.crop):
             # Keras on TensorFlow looks at two batches before the first epoch: sides in
             # which these agree must agree in all others.
-            return tree.map_structure(_extended, batch.result())
-        return batch.result()
+            return tree.map_structure(_extended, batch)
+        return batch
 
     def on_epoch_begin(self):
         """Notes that Keras begins a pass, be it only to look at the first batch."""
@@ -358,11 +368,15 @@ class Batches(keras.utils.PyDataset):
         self._asked, self._previous = self._asked + 1, index
 
     def _read(self, index):
-        if self._decoded is None:
-            return self.source[index]
-        if index not in self._decoded:
-            self._decoded[index] = self.source[index]
-        return self._decoded[index]
+        if index in self._decoded:
+            return self._decoded[index]
+        read = self.source[index]
+        size = sum(array.nbytes for array in tree.flatten(read))
+        with self._lock:
+            if index not in self._decoded and size <= self._room:
+                self._decoded[index] = read
+                self._room -= size
+        return read
 
 
 def _check_ranges(**values):
