@@ -200,7 +200,9 @@ class Snapshots(keras.callbacks.Callback):
             signal.raise_signal(number)
 
     def _is_fit(self, frame):
-        return frame.f_code.co_name == "fit" and frame.f_locals["self"] is self._fitted
+        return (
+            frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted
+        )
 
     def _end_if_told(self):
         if self._signal:
@@ -253,6 +255,9 @@ def restore(model, folder, batches=None):
     - the data are those of that batch, and stay in their order: `fit(shuffle=False)`,
     - callbacks have no memory, as `EarlyStopping` and `ReduceLROnPlateau` have.
 
+    The learning rate is that of the model as it is compiled now: a training that
+    diverged may go on with a lower one.
+
     If the newest snapshot is damaged, the one before is taken, and a warning says so.
     `Snapshots.stretches` does all that it takes to go on within an epoch.
 
@@ -273,6 +278,7 @@ def restore(model, folder, batches=None):
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = {str(i): variable for i, variable in enumerate(_state(model))}
+    rate = model.optimizer.learning_rate  # a variable, unless it is a schedule
     path, arrays = _newest(pathlib.Path(folder))
     epoch, batch, steps = arrays.pop("position")
     wanted = {i: tuple(v.shape) for i, v in variables.items()}
@@ -291,7 +297,7 @@ def restore(model, folder, batches=None):
                 "the first run, or start anew."
             )
         batches.seek(epoch, batch)
-    assign_all([(variable, arrays.pop(i)) for i, variable in variables.items()])
+    assign_all([(v, arrays[i]) for i, v in variables.items() if v is not rate])
     return epoch, batch
 
 
@@ -542,7 +548,8 @@ def read_log(path):
 class ProgressBar(keras.callbacks.Callback):
     """Shows where a training is, its scores so far, and the time that is left.
 
-    Where the output is no terminal it prints one line an epoch instead.
+    Where the output is no terminal it prints one line an epoch instead. A `fit` that
+    raises tells no callback: then `on_train_end()` closes the bar, or the next `fit`.
 
     Args:
         batches: As in `Divergence`.
@@ -556,12 +563,13 @@ class ProgressBar(keras.callbacks.Callback):
 
         self.epochs, self.batches = epochs, batches
         self.console = console or Console(stderr=True)
-        self._validation = {"total": None}
+        self._validation, self.bar = {"total": None}, None
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
         from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
+        self.on_train_end()
         columns = MofNCompleteColumn(), TimeElapsedColumn()
         self.bar = progress.bar("{task.fields[scores]}", *columns, console=self.console)
         self.task = self.bar.add_task("Training", total=None, scores="")
@@ -604,8 +612,9 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Closes the bar."""
-        self.bar.stop()
-        atexit.unregister(self.bar.stop)
+        if self.bar:
+            self.bar.stop()
+            atexit.unregister(self.bar.stop)
 
 
 def _numbers(logs):

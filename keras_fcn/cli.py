@@ -29,6 +29,7 @@ def main(arguments=None):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", module=r"keras_fcn\b")
+            warnings.filterwarnings("ignore", module=r"PIL\b")  # what is sound enough
             warnings.showwarning = functools.partial(_warn, warnings.showwarning)
             return parsed.run(parsed) or 0
     except KeyboardInterrupt:

@@ -298,7 +298,7 @@ def _protocol(data, source):
     protocol = protocols.find(name)
     if split in (None, catalog.DATASETS[name].evaluate):
         return protocol
-    return protocol._replace(split=split, images=len(source))
+    return protocol._replace(split=split, images=len(source), remark="")
 
 
 # train

@@ -8,7 +8,13 @@ import os
 import pathlib
 import secrets
 import shutil
+import sys
 import time
+
+try:
+    import fcntl
+except ImportError:  # Windows: every process fetches for itself
+    fcntl = None
 
 DIGESTS = ("sha256", "sha1", "md5")
 BLOCK = 2**20  # bytes
@@ -51,7 +57,7 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         reason = error.strerror or str(error)
@@ -71,7 +77,44 @@ def _sweep(target):
                 part.unlink()
 
 
-def _sync_folder(folder):
+@contextlib.contextmanager
+def locked(path, name):
+    """Holds off other processes that fetch the same, as long as the block lasts.
+
+    Args:
+        path: Of a file for that alone; it stays, empty.
+        name: What is fetched, to say that another process does.
+
+    Yields:
+        Whether locks do something on this file system.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    with open(path, "a") as file, open(path, "a") as rival:
+        yield _excludes(file, rival, name)
+
+
+def _excludes(file, rival, name):
+    """Locks `file`; whether that means anything shows in `rival`, the same file."""
+    if not fcntl:
+        return False
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process to fetch {name}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
+
+
+def sync_folder(folder):
+    """Makes sure that what was renamed in a folder stays so when the power fails."""
     if os.name == "posix":  # only there can a folder be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:

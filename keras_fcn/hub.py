@@ -11,11 +11,11 @@ import logging
 import os
 import re
 import secrets
-import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from keras_fcn import files
 from keras_fcn.download import (
     DownloadError,
     check_space,
@@ -27,11 +27,6 @@ from keras_fcn.download import (
     status_error,
 )
 from keras_fcn.files import DIGESTS, measure
-
-try:
-    import fcntl
-except ImportError:  # Windows: every process downloads for itself
-    fcntl = None
 
 SCHEME = "hf://"
 CHECKPOINT_NAME = r"[a-z0-9_-][a-z0-9._-]{,99}"
@@ -469,10 +464,7 @@ def _move(temporary, path):
     with temporary.open("r+b") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    if fcntl:  # only there can a folder be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    files.sync_folder(path.parent)
 
 
 def _sweep_hub(entry):
@@ -510,32 +502,15 @@ def _lock(name, entry):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write", str(folder))
-        file, rival = ((folder / f"{name}.lock").open("a") for _ in range(2))
+        lock = contextlib.ExitStack()
+        exclusive = lock.enter_context(files.locked(folder / f"{name}.lock", name))
     except OSError as error:
         raise OSError(
             f"{name} is not in the cache, which cannot be written: {error}. Set "
             f"{variable} to a folder that can."
         ) from error
-    with file, rival:
-        yield _excludes(file, rival, name)
-
-
-def _excludes(file, rival, name):
-    """Locks `file`; whether that means anything shows in `rival`, the same file."""
-    if not fcntl:
-        return False
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting for another process to fetch {name}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    return False
+    with lock:
+        yield exclusive
 
 
 # Names and words

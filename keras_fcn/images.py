@@ -10,8 +10,6 @@ import io
 import math
 import os
 import struct
-import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -324,20 +322,13 @@ _DAMAGE = (
     EOFError,
     struct.error,
 )
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @contextlib.contextmanager
 def _decoding(name):
-    """Makes one `ValueError` of all that Pillow raises, or warns of, on damaged files.
-
-    One thread at a time: the warning filters, which belong to the whole process,
-    would else be left changed.
-    """
+    """Makes one `ValueError` of all that Pillow raises on damaged files."""
     try:
-        with _ONE_AT_A_TIME, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"`{name}` is above the limit of {MAX_PIXELS:,} pixels ({error}). "

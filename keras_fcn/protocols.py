@@ -51,6 +51,7 @@ class Protocol(NamedTuple):
         source: Who says so.
         heads: `{head: Head}`, the one that stands for the net first; the head of a net
             with one output is "".
+        remark: What is to be known of the images of this split.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Protocol(NamedTuple):
     rule: str = PLAIN_RULE
     source: str = SCORE_PY
     heads: dict[str, Head] = {"": Head()}
+    remark: str = ""
 
 
 NYUDV2 = Protocol(
@@ -75,18 +77,20 @@ PROTOCOLS = {
         "seg11valid",
         736,
         "The means are over the 21 classes, background included. Void, 255 in the "
-        "files, does not count. The images are those of VOC 2011's segmentation val "
-        "that SBD's train does not have.",
+        "files, does not count.",
         f"Long et al. (2015), section 4; {SCORE_PY}",
+        remark="The images are those of VOC 2011's segmentation val that SBD's train "
+        "does not have.",
     ),
     "voc2012": Protocol(
         "VOC 2012",
         "val",
         1449,
         "The means are over the 21 classes, background included. Void, 255 in the "
-        "files, does not count. SBD's train has images of this val, so that it is no "
-        "fair test of nets trained on SBD, as the reference's were.",
+        "files, does not count.",
         f"Everingham et al. (2015); {SCORE_PY}",
+        remark="SBD's train has images of this val, so that it is no fair test of nets "
+        "trained on SBD, as the reference's were.",
     ),
     "sbd": Protocol(
         "SBD",
@@ -104,11 +108,11 @@ PROTOCOLS = {
         "test",
         200,
         "Semantic: the net chooses among 33 classes, and the means are over those that "
-        "the truth has, 30, as cow, desert and moon are absent. Geometric: the pixel "
-        "accuracy over 3 classes. Void, 0 in the semantic files and -1 in the "
-        "geometric ones, does not count.",
+        "the truth has. Geometric: the pixel accuracy over 3 classes. Void, 0 in the "
+        "semantic files and -1 in the geometric ones, does not count.",
         "Long et al. (2015), table 5 and footnote 9",
         {"sem": Head(present_only=True), "geo": Head(scores=("pixel_accuracy",))},
+        remark="The truth has 30 of the 33: cow, desert and moon are absent.",
     ),
     "pascal-context": Protocol(
         "PASCAL-Context",
@@ -214,7 +218,11 @@ def evaluate(
             `keras_fcn.evaluate` does.
         OSError: If the weight file cannot be read.
     """
-    names = {head: known.names for head, known in source.label_sets.items()}
+    classes = evaluation.num_classes(model)
+    names = {
+        head: known.names or [f"class {i}" for i in range(classes.get(head, 0))]
+        for head, known in source.label_sets.items()
+    }
     _check(protocol, model, names)
     if len(source) != protocol.images:
         warnings.warn(
@@ -246,7 +254,7 @@ def evaluate(
         "split": protocol.split,
         "images": len(source),
         "expected_images": protocol.images,
-        "rule": protocol.rule,
+        "rule": f"{protocol.rule} {protocol.remark}".strip(),
         "source": protocol.source,
         "scores": scores.get("", scores),
         **facts,

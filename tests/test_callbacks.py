@@ -35,7 +35,7 @@ from keras_fcn.callbacks import Averages, Divergence, Log, Snapshots, averaged, 
 from keras_fcn.datasets.batches import Batches
 from keras_fcn.labels import LabelSet, voc_colormap
 from keras_fcn.models import fcn
-from keras_fcn.training import compile_modern
+from keras_fcn.training import WeightedCrossentropy, compile_modern
 
 FULL = os.environ.get("KERAS_FCN_FAULTS") == "full"
 EPOCHS, STEPS = 3, 5
@@ -382,6 +382,21 @@ def test_killed_at_any_batch_a_training_goes_on_as_if_it_had_not_been(
 def test_a_training_that_ended_goes_on_as_if_longer(whole, tmp_path):
     train(tmp_path, epochs=2)
     same_as_whole(tmp_path, whole, train(tmp_path))
+
+
+def test_a_training_goes_on_at_the_rate_that_it_is_compiled_with(tmp_path):
+    data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
+    model = net()
+    model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), WeightedCrossentropy())
+    model.fit(**data, callbacks=[Snapshots(tmp_path)])
+    again = net(seed=5)
+    again.compile(keras.optimizers.SGD(1e-3, momentum=0.9), WeightedCrossentropy())
+    assert restore(again, tmp_path) == (1, 0)
+    assert float(read(again.optimizer.learning_rate)) == pytest.approx(1e-3)
+    for ours, theirs in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(read(ours), read(theirs))
+    kept = [read(x) for x in again.optimizer.variables if "momentum" in x.path]
+    assert all(np.ptp(x) > 0 for x in kept)
 
 
 def test_a_training_that_is_done_leaves_the_averages_and_nothing_else(whole, tmp_path):
@@ -993,8 +1008,12 @@ def test_after_a_fit_that_raised_a_signal_does_what_it_did_before(name, tmp_path
         with pytest.raises(IndexError):
             model.fit(**data, callbacks=[snapshots, fault])
     model.fit(**data, callbacks=[Snapshots(tmp_path / "good")])
-    for count in (1, 2):
+
+    def fit():  # no model's
         signal.raise_signal(number)
+
+    for count in (1, 2):
+        fit()
         assert received == [number] * count
     model.fit(**data, callbacks=[again])  # and a fit that ends leaves it as it was
     signal.raise_signal(number)
@@ -1101,6 +1120,23 @@ def shown(terminal, epoch, first=0):
     bar.on_epoch_end(epoch, {"loss": 0.5})
     bar.on_train_end()
     return text.getvalue()
+
+
+def test_a_bar_that_a_failed_fit_left_is_closed_by_the_next():
+    from rich.console import Console
+
+    console, before = Console(file=io.StringIO(), force_terminal=True), sys.stdout
+    bar = callback(callbacks.ProgressBar(console=console))
+    bar.on_train_end()  # of no training: nothing to close
+    bar.on_train_begin()
+    left = bar.bar
+    assert left.live.is_started
+    bar.on_train_begin()
+    assert not left.live.is_started
+    assert bar.bar.live.is_started
+    bar.on_train_end()
+    assert not bar.bar.live.is_started
+    assert sys.stdout is before
 
 
 def test_the_bar_shows_where_a_training_is_and_its_scores_so_far():

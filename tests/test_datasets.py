@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import archives_made
 import keras
@@ -300,8 +301,23 @@ def test_camvid_is_taken_from_a_folder_of_images_and_labels(made, tmp_path):
     assert catalog._builder("camvid", data).info.splits.keys() == {"train"}
     _, labels = catalog.load("camvid", "train", data_dir=data)[0]
     np.testing.assert_array_equal(labels, np.resize([0, 1, 10, 255], (6, 8)))
-    with pytest.raises(ValueError, match="camvid has no split val; expected train"):
+    with pytest.raises(
+        ValueError, match="camvid has no split val .*; expected train, .* remove"
+    ):
         catalog.load("camvid", data_dir=data)
+
+
+def test_two_builds_at_once_download_an_archive_once(tmp_path):
+    server, content = Server(), os.urandom(300_000)
+    server.files["/a.tar"], server.pace = content, 0.02
+    sha256 = hashlib.sha256(content).hexdigest()
+    archive = building.Archive(f"{server.url}/a.tar", {"sha256": sha256}, "a.tar")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: building.fetch(archive, tmp_path), range(4)))
+    assert found == [tmp_path / "a.tar"] * 4
+    assert found[0].read_bytes() == content
+    assert len(server.gets()) == 1
+    server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["nyudv2", "siftflow", "camvid"])

@@ -135,11 +135,12 @@ def test_labels_are_counted_as_what_they_become(tmp_path):
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_a_picture_that_lies_on_its_side_has_the_size_it_is_read_with(tmp_path):
-    images, masks = write(tmp_path, {"a": (noise(4, 6), labels(6, 4, 0))}, ".jpg")
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_a_picture_that_lies_on_its_side_has_the_size_it_is_read_with(suffix, tmp_path):
+    images, masks = write(tmp_path, {"a": (noise(4, 6), labels(6, 4, 0))}, suffix)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    Image.fromarray(np.uint8(noise(4, 6))).save(images / "a.jpg", exif=exif)
+    Image.fromarray(np.uint8(noise(4, 6))).save(images / f"a{suffix}", exif=exif)
     pairs = folder.pairs(images, masks)
     assert folder.check(pairs, 1) == [(6, 4)]
     assert folder.Folder(pairs, 1)[0][0].shape == (6, 4, 3)

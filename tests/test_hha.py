@@ -120,7 +120,13 @@ def test_the_cropped_camera_sees_the_same_rays():
 
 
 @pytest.mark.parametrize(
-    "depth", [np.zeros((4, 4)), np.ones(4), np.full((4, 4), np.nan)]
+    "depth",
+    [
+        np.zeros((4, 4)),
+        np.ones(4),
+        np.full((4, 4), np.nan),
+        np.where(np.eye(4), np.inf, 1),
+    ],
 )
 def test_what_is_no_depth_map_is_refused(depth):
     with pytest.raises(ValueError, match="expected .height, width., in metres"):

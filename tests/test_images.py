@@ -327,6 +327,19 @@ def test_damaged_files_give_pixels_or_a_sentence(write, format):
         assert "damaged.bin" in result if isinstance(result, str) else result.size
 
 
+def test_what_is_warned_of_while_a_picture_is_read_is_not_lost(write, monkeypatch):
+    path = write(encoded(Image.fromarray(noise(12, 15, 3)), "PNG"))
+    opened = Image.open
+
+    def warned(*given, **named):  # as another thread might
+        warnings.warn("the sky is falling", RuntimeWarning, stacklevel=1)
+        return opened(*given, **named)
+
+    monkeypatch.setattr(Image, "open", warned)
+    with pytest.warns(RuntimeWarning, match="sky is falling"):
+        read_image(path)
+
+
 def test_reading_in_many_threads_leaves_the_warning_filters_alone(write):
     path = write(encoded(Image.fromarray(noise(12, 15, 3)), "PNG"))
     before = list(warnings.filters)

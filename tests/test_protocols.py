@@ -12,7 +12,7 @@ import pytest
 import test_manifest
 from PIL import Image
 
-from keras_fcn import protocols, weights
+from keras_fcn import cli_data, protocols, weights
 from keras_fcn.datasets.catalog import DATASETS
 from keras_fcn.labels import LABEL_SETS, VOID, LabelSet
 from keras_fcn.layers import Preprocess
@@ -196,6 +196,35 @@ def test_a_record_has_the_scores_and_the_counts_they_are_of(record):
     assert found["pixel_accuracy"] == pytest.approx(7 / 9)
     assert (record["images"], record["expected_images"]) == (3, 3)
     assert (record["rule"], record["source"]) == (STREETS.rule, STREETS.source)
+
+
+def test_classes_without_names_are_numbered(model, source):
+    class Nameless(Source):
+        label_sets = {"": LabelSet((), None)}
+
+    found = protocols.evaluate(STREETS, model, Nameless(source))["scores"]
+    assert found["classes"] == ["class 0", "class 1", "class 2"]
+
+
+@pytest.mark.parametrize(
+    ("data", "remark"),
+    [
+        ("voc2011", "SBD's train does not have"),
+        ("voc2011/val", None),
+        ("siftflow", "cow, desert and moon are absent"),
+        ("siftflow/trainval", None),
+    ],
+)
+def test_what_is_said_of_a_split_s_images_is_not_said_of_another(
+    data, remark, model, source
+):
+    protocol = cli_data._protocol([data], source)
+    plain = protocol._replace(heads=STREETS.heads, images=len(source))
+    rule = protocols.evaluate(plain, model, source)["rule"]
+    assert rule.startswith(protocol.rule)
+    assert (remark in rule) if remark else rule == protocol.rule
+    assert "SBD" not in protocol.rule
+    assert "30" not in protocol.rule
 
 
 def test_a_record_says_with_what_it_was_made(record):

@@ -27,7 +27,7 @@ from PIL import Image
 from keras_fcn import images
 from keras_fcn.datasets import archives, matlab
 from keras_fcn.download import download, forget
-from keras_fcn.files import ORPHAN_SECONDS, measure
+from keras_fcn.files import ORPHAN_SECONDS, locked, measure
 from keras_fcn.labels import VOID
 from keras_fcn.progress import reporting
 
@@ -332,20 +332,24 @@ def fetch(archive, folder):
         OSError: If it cannot be had.
         ValueError: If a hash differs: the file is removed.
     """
-    part = folder / f"{archive.file}.part"
-    try:
-        download(archive.url, part)
-    except OSError as error:
-        raise OSError(
-            f"{error}. Or fetch {archive.file} by other means, and pass the folder "
-            "that holds it as manual_dir."
-        ) from error
-    try:
-        check(part, archive)
-        os.replace(part, folder / archive.file)
-    finally:
-        forget(part)
-    return folder / archive.file
+    path, part = folder / archive.file, folder / f"{archive.file}.part"
+    with locked(folder / f"{archive.file}.lock", archive.file):
+        if path.exists():  # another process has brought it meanwhile
+            check(path, archive)
+            return path
+        try:
+            download(archive.url, part)
+        except OSError as error:
+            raise OSError(
+                f"{error}. Or fetch {archive.file} by other means, and pass the folder "
+                "that holds it as manual_dir."
+            ) from error
+        try:
+            check(part, archive)
+            os.replace(part, path)
+        finally:
+            forget(part)
+    return path
 
 
 def sweep(folder):

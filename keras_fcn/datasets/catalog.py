@@ -152,8 +152,9 @@ def load(name, split=None, *, data_dir=None):
     split = split or dataset.evaluate
     if strange := set(split.split("+")) - set(ids):
         raise ValueError(
-            f"{name} has no split {min(strange)}; expected {', '.join(ids)}, or "
-            "several with + between them."
+            f"{name} has no split {min(strange)} in `{builder.data_dir}`; expected "
+            f"{', '.join(ids)}, or several with + between them. If it was prepared "
+            "without, remove that folder and prepare it anew."
         )
     encoded = _tfds().decode.SkipDecoding()
     features = builder.info.features.keys() - {"id"}

@@ -271,6 +271,7 @@ def _header(path):
     try:
         with Image.open(path, formats=images.FORMATS) as image:
             lies = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            lies &= image.format != "TIFF"  # whose size Pillow turns by itself
             size = image.size if lies else image.size[::-1]
             lossy = " JPEG" if image.format in ("JPEG", "MPO") else ""
             return image.mode + lossy, size

@@ -60,11 +60,12 @@ def encode(depth, camera=NYUD_CROPPED, missing=None):
         ValueError: If the depth is no such array, or not positive somewhere.
     """
     depth = np.asarray(depth, np.float64)
-    if depth.ndim != 2 or not depth.size or not (depth > 0).all():
+    sound = (depth > 0) & (depth < math.inf)
+    if depth.ndim != 2 or not depth.size or not sound.all():
         raise ValueError(
             f"The depth map has shape {depth.shape} and values from "
-            f"{depth.min(initial=math.inf):g}; expected (height, width), in metres and "
-            "above 0. Fill its holes first."
+            f"{depth.min(initial=math.inf):g} to {depth.max(initial=0):g}; expected "
+            "(height, width), in metres, above 0 and finite. Fill its holes first."
         )
     if missing is None:
         missing = np.zeros(depth.shape, bool)
