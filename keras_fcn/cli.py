@@ -293,7 +293,9 @@ def _predict(options):
 
     cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
-    sets = manifest.label_sets(models.checkpoint_entry(options.checkpoint))
+    entry = models.checkpoint_entry(options.checkpoint)
+    cli_data.check_labels_pictures(entry, options.checkpoint)
+    sets = manifest.label_sets(entry)
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(options.checkpoint)
     unread = []

@@ -213,6 +213,28 @@ def _labels(options):
 # evaluate
 
 
+def check_labels_pictures(entry, name):
+    """Checks that a checkpoint's net takes pictures and says what each pixel is.
+
+    Args:
+        entry: Of the checkpoint, as in the manifest.
+        name: Of it, for the error.
+
+    Raises:
+        ValueError: If it is a classifier, or takes what is centred already.
+    """
+    wrong = {
+        "a classifier": entry["model"].get("builder") == "classifier",
+        "without preprocessing": not entry["model"].get("include_preprocessing", True),
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise ValueError(
+                f"The net of {name} is {what}; expected one that labels the pixels of "
+                "pictures as they are. In a script, model.predict asks any net."
+            )
+
+
 def evaluate(options):
     """Scores a checkpoint, by the protocol of its data."""
     from keras_fcn import checkpoints, manifest, models
@@ -222,6 +244,7 @@ def evaluate(options):
     if options.picture:
         _check_file(options.picture, ".png")
     entry = models.checkpoint_entry(options.checkpoint)
+    check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
     source = source_of(options.data, options, label_sets=sets)
     with busy(f"Loading {options.checkpoint}"):

@@ -9,6 +9,7 @@ import numpy as np
 from keras_fcn.images import decode_segmentation, read_image
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import confusion_matrix, scores
+from keras_fcn.weights import check_functional
 
 COLOR, COLOR_AND_DEPTH = 3, 4  # channels
 NEARLY_ALL = 0.999  # of the pixels
@@ -88,8 +89,8 @@ def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
 
     Raises:
         ValueError: If there are no batches, if a label is neither a class nor void, if
-            images or labels are not those of the model's inputs and heads, or if its
-            scores are NaN.
+            images or labels are not those of the model's inputs and heads, if a number
+            of an image or a score is NaN, or if scores are not as large as the image.
     """
     inputs, classes = _inputs(model), num_classes(model)
     matrices = {head: np.zeros((n, n), "int64") for head, n in classes.items()}
@@ -97,6 +98,7 @@ def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
     for done, (pictures, labels) in enumerate(_once(batches), start=1):
         _check_names(_by_name(pictures), inputs, f"The images of batch {done - 1}")
         _check_sizes(pictures, inputs, f"The images of batch {done - 1}")
+        _check_finite(pictures, f"The images of batch {done - 1}")
         truths = _truths(labels, classes, done - 1)
         predictions = _by_name(_labels(model, pictures, mirror, scales))
         for head, truth in truths.items():
@@ -157,6 +159,7 @@ def num_classes(model):
 
 def _inputs(model):
     """The inputs of a model by stream, "" for a single one."""
+    check_functional(model)
     if isinstance(model.input, dict):
         return model.input
     if len(model.inputs) > 1:
@@ -189,9 +192,19 @@ def _check_sizes(pictures, inputs, where):
     if not one_size or any(shapes[s][3:] != (n,) for s, n in channels.items()):
         shapes, channels = (x.get("", x) for x in (shapes, channels))
         raise ValueError(
-            f"{where}: shape {shapes} was given; expected one size, and {channels} "
-            "channels."
+            f"{where}: shape {shapes} was given; expected (batch, height, width, "
+            f"{channels}), of one size."
         )
+
+
+def _check_finite(pictures, where):
+    for stream, picture in _by_name(pictures).items():
+        array = keras.ops.convert_to_numpy(picture)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"{where}{stream and f', {stream}'} hold numbers that are not finite; "
+                "expected RGB 0-255, and depth with 0 where it is unknown."
+            )
 
 
 def _read(image, channels):
@@ -215,7 +228,8 @@ def _truths(labels, classes, batch):
     _check_names(given, classes, f"The labels of batch {batch}")
     for head, n in classes.items():
         truth = keras.ops.convert_to_numpy(given[head])
-        stray = truth[(truth != VOID) & ((truth < 0) | (truth >= n))]
+        is_class = (truth >= 0) & (truth < n) & (truth == np.trunc(truth))
+        stray = truth[(truth != VOID) & ~is_class]
         if stray.size:
             raise ValueError(
                 f"Batch {batch} holds labels {np.unique(stray)[:5].tolist()}"
@@ -243,7 +257,7 @@ def _labels(model, pictures, mirror, scales):
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales={scales} was given; expected factors above 0.")
     if not mirror and tuple(scales) == (1,):
-        return decode_segmentation(model.predict_on_batch(pictures))
+        return decode_segmentation(_scores(model, pictures))
     each = keras.tree.map_structure  # stream, or head
     pictures = each(keras.ops.convert_to_numpy, pictures)  # Torch steps forwards only
     size, looks = next(iter(_by_name(pictures).values())).shape[1:3], []
@@ -251,9 +265,8 @@ def _labels(model, pictures, mirror, scales):
         scaled_size = [max(1, round(scale * length)) for length in size]
         scaled = each(lambda x, size=scaled_size: _resize(x, size), pictures)
         for step in (1, -1) if mirror else (1,):
-            logits = model.predict_on_batch(
-                each(lambda x, step=step: x[:, :, ::step], scaled)
-            )
+            seen = each(lambda x, step=step: x[:, :, ::step], scaled)
+            logits = _scores(model, seen)
             looks.append(
                 each(
                     # Only now at full size, and one after the other: they are large.
@@ -264,11 +277,28 @@ def _labels(model, pictures, mirror, scales):
     return decode_segmentation(each(lambda *x: sum(x), *looks))
 
 
+def _scores(model, pictures):
+    """The logits of a batch, which are to be as large as its pictures."""
+    logits = model.predict_on_batch(pictures)
+    size = tuple(keras.tree.flatten(pictures)[0].shape[1:3])
+    for found in keras.tree.flatten(logits):
+        if tuple(found.shape[1:3]) != size:
+            raise ValueError(
+                f"{model.name} gives {tuple(found.shape[1:3])} scores for pictures of "
+                f"{size} pixels; expected as many. It may be a classifier: call "
+                "model.predict for its heatmaps."
+            )
+    return logits
+
+
 def _resize(array, size):
     if tuple(array.shape[1:3]) == tuple(size):
         return array
     resized = keras.ops.image.resize(
-        np.ascontiguousarray(array), size, antialias=True, data_format="channels_last"
+        np.ascontiguousarray(array, "float32"),
+        size,
+        antialias=True,
+        data_format="channels_last",
     )
     return keras.ops.convert_to_numpy(resized)
 

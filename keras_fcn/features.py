@@ -62,6 +62,7 @@ def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="rel
         groups=groups,
         activation=None if normalized else activation,
         kernel_initializer=x.kernel_initializer if activation else "zeros",
+        dtype=None if activation else _full_precision(),
         name=name,
     )
     x = x.then(layer, grid)

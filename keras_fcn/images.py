@@ -394,13 +394,15 @@ def _to_rgb(image, name):
             "unknown. Scale them to 0-255 and pass them as uint8."
         )
     if image.mode.startswith("I;16"):
-        return _check_array(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        grey = np.asarray(image)
+        white = grey == image.info.get("transparency", -1)
+        return _check_array(np.where(white, 255, np.rint(grey / 257)).astype(np.uint8))
     with _decoding(name):
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
-        return np.array(image.convert("RGB"))
+        return _check_array(np.array(image.convert("RGB")))
 
 
 def _check_array(array):

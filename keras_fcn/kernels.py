@@ -108,6 +108,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         normalize = kernel.get(keras.config.backend())
         plain = self.axis in (-1, 3) and self.scale and self.center
         plain = plain and not (self.renorm or self.synchronized)
+        plain = plain and keras.backend.standardize_dtype(x.dtype) != "float64"
         plain = plain and tuple(x.shape[:3]) != (1, 1, 1)  # a cell: PyTorch refuses it
         if not (training and self.trainable and normalize and plain):
             return super().call(x, training=training)

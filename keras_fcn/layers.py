@@ -224,6 +224,7 @@ class Preprocess(keras.layers.Layer):
 
     def call(self, x):
         """Returns `x`, reordered, minus the mean."""
+        x = ops.cast(x, self.compute_dtype)  # uint8 would have no room for it
         planes = []
         for channel in self.channels:
             plane = x[..., "RGBD".index(channel)]

@@ -107,6 +107,26 @@ def _mean(values):
     return float(known.mean()) if known.size else float("nan")
 
 
+def without_channel(labels, logits):
+    """Returns labels without their last axis, if they have as many as the logits.
+
+    Args:
+        labels: (batch, height, width), or (batch, height, width, 1).
+        logits: (batch, height, width, classes).
+
+    Raises:
+        ValueError: If that axis is not 1 long, as that of one-hot labels.
+    """
+    if len(labels.shape) != len(logits.shape):
+        return labels
+    if labels.shape[-1] not in (1, None):
+        raise ValueError(
+            f"Labels of shape {tuple(labels.shape)} were given; expected integers, "
+            "(batch, height, width). Of one-hot labels take the argmax."
+        )
+    return ops.squeeze(labels, axis=-1)
+
+
 @keras.saving.register_keras_serializable("keras_fcn")
 class SegmentationScores(keras.metrics.Metric):
     """Follows one of the paper's scores in `fit` and `evaluate`.
@@ -158,9 +178,7 @@ class SegmentationScores(keras.metrics.Metric):
                 f"{y_pred.shape[-1]}; expected one per class: pass num_classes="
                 f"{y_pred.shape[-1]}."
             )
-        if len(y_true.shape) == len(y_pred.shape):
-            y_true = ops.squeeze(y_true, axis=-1)
-        truth = ops.cast(y_true, "int32")
+        truth = ops.cast(without_channel(y_true, y_pred), "int32")
         prediction = ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         counts = (truth != self.void) & (truth >= 0) & (truth < n)
         place = ops.where(counts, truth * n + prediction, n * n)

@@ -1,7 +1,9 @@
 """Recipes: losses and optimizers for `model.compile`, then plain `model.fit`."""
 
 import difflib
+import math
 import numbers
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
@@ -10,8 +12,8 @@ from keras import ops
 
 from keras_fcn import devices
 from keras_fcn.labels import VOID
-from keras_fcn.metrics import SegmentationScores
-from keras_fcn.weights import to_numpy, unshare
+from keras_fcn.metrics import SegmentationScores, without_channel
+from keras_fcn.weights import check_functional, to_numpy, unshare
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
@@ -45,7 +47,7 @@ class WeightedCrossentropy(keras.losses.Loss):
                 f"`jaccard` is {jaccard}, with reduction {self.reduction!r}; expected "
                 "a factor from 0, and 0 where losses are summed."
             )
-        self.weights = None if weights is None else [float(w) for w in weights]
+        self.weights = None if weights is None else _checked(weights)
         self.void = void
         self.jaccard = jaccard
 
@@ -56,9 +58,7 @@ class WeightedCrossentropy(keras.losses.Loss):
             y_true: (batch, height, width) labels, or with a last axis of 1.
             y_pred: (batch, height, width, classes) logits.
         """
-        if len(y_true.shape) == len(y_pred.shape):
-            y_true = ops.squeeze(y_true, axis=-1)
-        truth = ops.cast(y_true, "int32")
+        truth = ops.cast(without_channel(y_true, y_pred), "int32")
         counts = truth != self.void
         truth = ops.where(counts, truth, 0)
         weight = ops.cast(counts, y_pred.dtype)
@@ -137,14 +137,14 @@ def adjust_logits(model, class_weights, share=0.5):
         for layer in model.layers
         if isinstance(layer, keras.layers.Conv2D) and layer.name.startswith("score_")
     ]
-    weights = np.asarray(class_weights, "float64")
+    weights = np.asarray(_checked(class_weights))
     heads = model.output if isinstance(model.output, dict) else {"": model.output}
     found = [logits.shape[-1] for logits in heads.values()]
-    if found != [weights.size] or not (weights >= 0).all():
+    if found != [weights.size]:
         raise ValueError(
             f"The class weights {weights.tolist()} were given for {model.name}, whose "
             f"heads tell {' and '.join(map(str, found))} classes apart; expected a net "
-            "of one head and a weight from 0 for each class."
+            "of one head and a weight for each class."
         )
     finest = scores[-1].bias
     shift = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
@@ -369,8 +369,15 @@ def fix_trunk(model):
 class AveragingAdamW(keras.optimizers.AdamW):
     """AdamW that may be trained on with after `fit` left the averages in the weights.
 
-    With Keras' own a second `fit` is an error on JAX: they are one array then.
+    With Keras' own a second `fit` is an error on JAX: they are one array then. Biases,
+    and what normalisation multiplies by and adds, do not decay.
     """
+
+    def build(self, variables):
+        """Makes the variables of the optimizer, be it new or out of a saved model."""
+        if not self.built:
+            self.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().build(variables)
 
     def finalize_variable_values(self, var_list):
         """Puts the averages, if there are any, into the weights."""
@@ -428,7 +435,6 @@ def compile_modern(
         use_ema=averaging is not None,
         ema_momentum=1 - 1 / max(1, averaging * steps) if averaging else 0.0,
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     _compile(model, optimizer, class_weights, scores, jaccard=jaccard)
 
 
@@ -439,12 +445,34 @@ def _check_rate(learning_rate):
         )
 
 
-def _check_weights(weights, classes, net):
-    if len(weights) != classes or not all(weight >= 0 for weight in weights):
+def _checked(weights):
+    """Class weights as a list of numbers."""
+    numbers = None if isinstance(weights, Mapping) else [float(w) for w in weights]
+    if numbers is None or not all(0 <= number < math.inf for number in numbers):
         raise ValueError(
-            f"The class weights {list(weights)} were given for {net}; expected "
-            f"{classes} numbers from 0, one for each class."
+            f"The class weights {weights} were given; expected a list of numbers from "
+            "0, one for each class in their order, or for several heads a dict of such "
+            "lists by head."
         )
+    return numbers
+
+
+def _check_heads(class_weights, heads):
+    """Checks class weights against `{head: classes}`, the head "" for the only one."""
+    by_head = class_weights if heads.keys() != {""} else {"": class_weights}
+    given = set(by_head) if isinstance(by_head, Mapping) else None
+    if given != set(heads):
+        raise ValueError(
+            f"The class weights {class_weights} were given for a net of the heads "
+            f"{', '.join(heads)}; expected a dict of a list for each of them."
+        )
+    for head, classes in heads.items():
+        found = len(_checked(by_head[head]))
+        if found != classes:
+            raise ValueError(
+                f"{found} class weights were given{head and f' for {head}'}; expected "
+                f"{classes}, one for each class."
+            )
 
 
 def _compile(
@@ -457,6 +485,7 @@ def _compile(
     reduction="sum_over_batch_size",
 ):
     """Compiles a net of one head or several, each with its loss and scores."""
+    check_functional(model)
 
     def each(make):
         """What `make` makes of each head's name and logits."""
@@ -466,12 +495,14 @@ def _compile(
 
     def loss(head, logits):
         weights = class_weights[head] if head and class_weights else class_weights
-        if weights is not None:
-            net = f"{model.name} {head or ''}".strip()
-            _check_weights(weights, logits.shape[-1], net)
         return WeightedCrossentropy(weights, jaccard=jaccard, reduction=reduction)
 
     def metrics(head, logits):
         return [SegmentationScores(logits.shape[-1], score) for score in scores]
 
+    if class_weights is not None:
+        classes = each(lambda head, logits: logits.shape[-1])
+        _check_heads(
+            class_weights, classes if isinstance(classes, dict) else {"": classes}
+        )
     model.compile(optimizer, each(loss), metrics=each(metrics))

@@ -156,6 +156,19 @@ def shapes(model):
     return {name: tuple(weight.shape) for name, weight in _variables(model).items()}
 
 
+def check_functional(model):
+    """Checks that a model says what it takes and gives.
+
+    Raises:
+        ValueError: If it is of another kind, such as a Sequential one around a net.
+    """
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            f"{model.name} is a {type(model).__name__} whose layers do not say what "
+            "they take; expected a functional net, keras.Model(inputs, outputs)."
+        )
+
+
 def load(model, path, *, missing=(), extra=()):
     """Fills a model from a file, or leaves it as it was.
 

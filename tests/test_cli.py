@@ -117,6 +117,17 @@ def test_evaluate_agrees_with_counting_by_hand(tmp_path, street, checkpoint):
     assert result["weights"]["file"]["sha256"] == files.measure(checkpoint)["sha256"]
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_net_of_centred_data_is_shown_no_pictures(command, tmp_path, capsys, street):
+    path = str(tmp_path / "plain.h5")
+    net = models.fcn("alexnet", 32, 3, width=1 / 16, include_preprocessing=False)
+    net.get_layer("score_fr").bias.assign([0, 1, 0])
+    models.save_checkpoint(net, path)
+    data = street[:1] if command == "predict" else [*street, "--relabel", "9=255"]
+    assert main([command, *data, "--checkpoint", path]) == 2
+    assert "plain.h5 is without preprocessing; expected" in capsys.readouterr().err
+
+
 def test_a_net_that_finds_one_class_everywhere_is_warned_of(tmp_path, capsys, street):
     model = models.fcn("googlenet", 32, 3, width=1 / 16)
     model.get_layer("score_fr").bias.assign([0, 1, 0])  # its kernel is zero
@@ -283,6 +294,11 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["evaluate", "camvid", "--json", "no/where.json"], "no/where.json cannot be"),
         (["evaluate", "camvid", "--picture", "x.jpg"], "a name that ends in .png"),
         (["check-data", "{images}", "nowhere"], None),
+        (["predict", "{images}", "--checkpoint", "vgg16-imagenet"], "is a classifier"),
+        (
+            ["evaluate", "{images}", "{masks}", "--checkpoint", "vgg16-imagenet"],
+            "is a classifier; expected one that labels",
+        ),
     ],
 )
 def test_errors_are_one_sentence_and_exit_status_2(

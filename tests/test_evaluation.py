@@ -216,7 +216,7 @@ def test_pictures_that_are_not_those_of_the_net_s_streams_are_refused(model, fus
         segment(fusion, pixels)
     with pytest.raises(ValueError, match="a dict of hha was given; expected one with"):
         segment(model, {"hha": pixels})
-    with pytest.raises(ValueError, match=r"4, 5, 3\).*expected one size"):
+    with pytest.raises(ValueError, match=r"4, 5, 3\).*expected .*of one size"):
         segment(fusion, {"color": pixels, "hha": other})
 
 
@@ -381,19 +381,49 @@ def test_batches_that_are_not_those_of_the_net_stop_the_evaluation(model, fusion
             "images of batch 0: a dict of hha was given",
         ),
         (fusion, pictures, labels, "expected a dict of hha, color"),
-        (model, pictures[..., :2], labels, r"\(1, 4, 4, 2\).*expected .* 3 channels"),
+        (
+            model,
+            pictures[..., :2],
+            labels,
+            r"\(1, 4, 4, 2\).*expected .batch, height, width, 3\)",
+        ),
         (
             fusion,
             {"hha": pictures, "color": pictures[:, :3]},
             labels,
-            r"'color': \(1, 3, 4, 3\).*expected one size",
+            r"'color': \(1, 3, 4, 3\).*expected .*, of one size",
         ),
+        (model, pictures[0], labels, r"\(4, 4, 3\).*expected .batch, height, width, 3"),
+        (model, np.where(pictures > 99, np.nan, pictures), labels, "are not finite"),
+        (model, pictures, labels + 0.5, r"labels \[0.5.*\]; expected 0 to 2"),
+        (model, pictures, np.where(labels > 0, np.nan, 0), r"labels \[nan.*; expected"),
+        (keras.Sequential([model]), pictures, labels, "expected a functional net"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(net, [(inputs, truth)])
     wrong = {"sem": labels, "geo": np.full_like(labels, 7)}
     with pytest.raises(ValueError, match=r"Batch 0 holds labels \[7\] for geo"):
         evaluate(heads, [(pictures, wrong)])
+
+
+@pytest.mark.parametrize("looks", [{}, {"mirror": True}], ids=["one", "two"])
+def test_a_classifier_labels_no_pixels(looks):
+    net = models.classifier("alexnet", 3, width=1 / 64)
+    pixels = picture(250, 300)
+    with pytest.raises(ValueError, match=r"gives \(2, 4\) scores for .*\(250, 300\)"):
+        segment(net, pixels, **looks)
+    with pytest.raises(ValueError, match=r"gives \(2, 4\) scores for .*\(250, 300\)"):
+        evaluate(net, [(pixels[None], pixels[None, ..., 0] % 3)], **looks)
+
+
+def test_whole_numbers_are_looked_at_as_the_same_in_float32(model):
+    pixels = picture(9, 14)[None]
+    truth = truths(pixels)
+    found = [
+        evaluate(model, [(x, truth)], scales=(0.5, 1, 1.7), mirror=True)
+        for x in (pixels, pixels.astype("float32"))
+    ]
+    assert found[0]["confusion_matrix"] == found[1]["confusion_matrix"]
 
 
 def test_pictures_of_a_source_come_one_by_one_at_their_own_size(model, fusion):

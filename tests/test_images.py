@@ -46,9 +46,13 @@ def encoded(image, format, **options):
 
 
 def outcome(read, path):
-    """What a reader gives, or the sentence it refuses with; a warning is an error."""
+    """What a reader gives, or the sentence it refuses with; a warning is an error.
+
+    But for Pillow's own: of a picture that is sound enough, or that is large.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="PIL")
         try:
             return read(path)
         except ValueError as error:
@@ -138,6 +142,18 @@ WHITE, BLACK = [255, 255, 255], [0, 0, 0]
 def test_every_mode_becomes_rgb_as_documented(write, image, format, expected):
     path = write(encoded(image, format))
     np.testing.assert_array_equal(outcome(read_image, path), [expected])
+
+
+def test_what_is_transparent_in_sixteen_bits_is_laid_on_white(write):
+    grey = Image.fromarray(np.array([[0, 257, 65535, 514]], np.uint16))
+    path = write(encoded(grey, "PNG", transparency=257))
+    expected = [[BLACK, WHITE, WHITE, [2, 2, 2]]]
+    np.testing.assert_array_equal(outcome(read_image, path), expected)
+
+
+def test_an_image_of_no_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(7, 0, 3\); expected uint8 RGB"):
+        read_image(Image.new("RGB", (0, 7)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])

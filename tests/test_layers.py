@@ -214,6 +214,19 @@ def test_preprocessing_reorders_channels_then_subtracts_the_mean(channels, order
     np.testing.assert_array_equal(run(Preprocess(channels, mean), x), expected)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16"])
+def test_preprocessing_of_whole_numbers_is_that_of_the_same_in_float32(dtype):
+    x = np.random.default_rng(0).integers(0, 256, (1, 3, 5, 3)).astype(dtype)
+    layer = Preprocess("BGR", [104.5, 116.25, 122.0])
+    expected = run(layer, x.astype("float32"))
+    image = keras.Input((None, None, 3), dtype=dtype)
+    models = keras.Model(image, layer(image)), layer
+    for found in (models[0].predict_on_batch(x), layer(keras.ops.convert_to_tensor(x))):
+        found = keras.ops.convert_to_numpy(found)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_depth_becomes_its_natural_logarithm_and_no_depth_that_of_a_millimetre():
     x = np.float32([[[[10, 20, 30, 2550], [1, 2, 3, 1], [0, 0, 0, 0]]]])
     found = run(Preprocess("BGRD", [1, 2, 3, 7.844]), x)

@@ -186,6 +186,36 @@ def test_a_net_with_averages_may_be_fitted_again_and_saved(tmp_path):
     assert again.fit(pictures, truth, verbose=0).history["loss"] < losses[2]
 
 
+def test_a_saved_training_goes_on_with_what_decays(tmp_path):
+    image = keras.Input((None, None, 3))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(3, 1, name="a")(image))
+    model = keras.Model(image, layers.Conv2D(3, 1, name="score")(x))
+    model.get_layer("a").bias.assign([1, 2, 3])
+    compile_modern(model, 40, learning_rate=0.1, weight_decay=0.5, averaging=None)
+    nothing = np.zeros((1, 2, 2, 3)), np.full((1, 2, 2), VOID)
+    model.train_on_batch(*nothing)
+    model.save(tmp_path / "net.keras")
+    again = keras.models.load_model(tmp_path / "net.keras")
+    before = [read(v) for v in again.trainable_variables]
+    again.train_on_batch(*nothing)
+    for variable, was in zip(again.trainable_variables, before, strict=True):
+        decays = variable.name == "kernel"
+        np.testing.assert_array_equal(read(variable) != was, decays and was != 0)
+
+
+def test_one_hot_labels_are_told_from_labels():
+    truth, logits = batch()
+    one_hot = np.eye(3)[truth % 3]
+    for take in (WeightedCrossentropy(), metrics.SegmentationScores(3).update_state):
+        with pytest.raises(ValueError, match="5, 3. were given.*take the argmax"):
+            take(one_hot, logits)
+
+
+def test_a_net_that_does_not_say_what_it_takes_is_not_compiled():
+    with pytest.raises(ValueError, match="Sequential .* expected a functional net"):
+        compile_modern(keras.Sequential([layers.Conv2D(3, 1)]), 9)
+
+
 def test_the_average_forgets_where_a_training_began_be_it_ever_so_short():
     for steps in (10, 500, 4000):
         model = linear()
@@ -208,11 +238,16 @@ def test_adjusted_logits_are_lower_by_a_share_of_the_log_of_the_weights(stride):
 
 @pytest.mark.parametrize(
     ("classes", "weights"),
-    [(3, [1, 2]), (3, [1, -2, 1]), ({"a": 3, "b": 2}, [1, 2, 3])],
+    [
+        (3, [1, 2]),
+        (3, [1, -2, 1]),
+        (3, {0: 1, 1: 2, 2: 3}),
+        ({"a": 3, "b": 2}, [1, 2, 3]),
+    ],
 )
 def test_weights_of_other_classes_adjust_nothing(classes, weights):
     model = models.fcn("alexnet", 32, classes, width=1e-6)
-    with pytest.raises(ValueError, match="expected a net of one head"):
+    with pytest.raises(ValueError, match="a net of one head|a list of numbers from 0"):
         adjust_logits(model, weights)
 
 
@@ -221,8 +256,10 @@ def test_weights_of_other_classes_adjust_nothing(classes, weights):
     [
         ({"steps": 0}, "steps=0 was given; expected 1 or more"),
         ({"steps": 9, "learning_rate": -1}, "learning_rate=-1 .* above 0"),
-        ({"steps": 9, "class_weights": [1, -1, 1]}, "expected 3 numbers from 0"),
-        ({"steps": 9, "class_weights": [1, 1]}, r"\[1, 1\] .*expected 3 numbers"),
+        ({"steps": 9, "class_weights": [1, -1, 1]}, "a list of numbers from 0"),
+        ({"steps": 9, "class_weights": [1, np.inf, 1]}, "a list of numbers from 0"),
+        ({"steps": 9, "class_weights": {0: 1, 1: 9, 2: 1}}, "a list of numbers from 0"),
+        ({"steps": 9, "class_weights": [1, 1]}, "2 class weights .*; expected 3"),
     ],
 )
 def test_what_no_net_is_trained_by_is_refused(arguments, message):
@@ -233,8 +270,11 @@ def test_what_no_net_is_trained_by_is_refused(arguments, message):
 def test_the_reference_s_recipe_has_a_rate_and_a_weight_for_each_class():
     net = models.fcn("googlenet", 32, {"sem": 3, "geo": 2}, width=1 / 16)
     weights = {"sem": [1, 1, 1], "geo": [1, 1, 1]}
-    with pytest.raises(ValueError, match="googlenet geo; expected 2 numbers"):
+    with pytest.raises(ValueError, match="3 class weights .* for geo; expected 2"):
         compile_reference(net, "siftflow-fcn32s", class_weights=weights)
+    for wrong in ([1, 1, 1], {"sem": [1, 1, 1]}, {**weights, "more": [1]}):
+        with pytest.raises(ValueError, match="heads sem, geo; expected a dict"):
+            compile_reference(net, "siftflow-fcn32s", class_weights=wrong)
     recipe = RECIPES["voc-fcn32s"]
     schedule = keras.optimizers.schedules.CosineDecay(1e-10, 9)
     compile_reference(net, recipe._replace(learning_rate=schedule))
