@@ -67,7 +67,7 @@ def picture(camvid, runs, names, path, nets_only):
     from keras_fcn.labels import LABEL_SETS
 
     images, labels = folders(camvid, "val")
-    image = read_image(images / f"{IMAGE}.jpg")
+    image = read_image(next(images.glob(f"{IMAGE}.*")))
     truth = read_labels(labels / f"{IMAGE}.png")
     truth[truth == 11] = 255
     palette = LABEL_SETS["camvid"].palette

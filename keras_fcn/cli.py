@@ -23,7 +23,8 @@ def main(arguments=None):
         arguments: A list of strings; those of the process if None.
 
     Returns:
-        The exit status: 0, or 2 after an error, which is said in one sentence.
+        The exit status: 0; 1 where `check-data` warns; 2 after an error, which is said
+        in one sentence; 130 after Ctrl-C.
     """
     parsed = _parser().parse_args(arguments)
     try:
@@ -66,7 +67,12 @@ def _parser():
         "net", help="such as alexnet-32s, vgg16-8s, a checkpoint's name or an .h5 file"
     )
     command.add_argument(
-        "--size", type=int, nargs=2, default=(500, 500), metavar=("HEIGHT", "WIDTH")
+        "--size",
+        type=int,
+        nargs=2,
+        default=(500, 500),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of a picture, to count operations for (500 500)",
     )
     command.set_defaults(run=_show)
 
@@ -101,7 +107,11 @@ def _parser():
     )
     cli_data.add_data(command)
     command.add_argument(
-        "--factors", type=int, nargs="+", default=(128, 64, 32, 16, 8, 4)
+        "--factors",
+        type=int,
+        nargs="+",
+        default=(128, 64, 32, 16, 8, 4),
+        help="pixels along each side of a cell (128 64 32 16 8 4)",
     )
     command.set_defaults(run=cli_data.upper_bound)
 
@@ -112,7 +122,7 @@ def _parser():
 
     command = commands.add_parser("prepare", help="build a data set of the paper's")
     command.add_argument("name", help="such as voc2011, or camvid")
-    command.add_argument("--data-dir", help="where data sets are prepared")
+    command.add_argument("--data-dir", help=cli_data.DATA_DIR)
     command.add_argument("--manual-dir", help="folder of archives that you have")
     command.set_defaults(run=cli_data.prepare)
 

@@ -29,6 +29,7 @@ REFERENCE = {
     "balance": 0.0,
     "replacement": True,
 }
+DATA_DIR = "where data sets are prepared ($TFDS_DATA_DIR, or ~/tensorflow_datasets)"
 PRECISIONS = "float32", "mixed_bfloat16", "mixed_float16"
 VALIDATION_MULTIPLE = 64  # pixels: JAX compiles anew for each size
 
@@ -42,7 +43,7 @@ def add_data(command):
         help="a folder of images and a folder of masks (grey or palette PNG); or a "
         "data set that `keras-fcn prepare` has prepared, such as camvid or camvid/val",
     )
-    command.add_argument("--data-dir", help="where data sets are prepared")
+    command.add_argument("--data-dir", help=DATA_DIR)
     add_relabel(command)
 
 

@@ -1,4 +1,4 @@
-"""The table of checkpoints in README.md and in docs, from the manifest.
+"""The table of checkpoints in docs/checkpoints.md, from the manifest.
 
 python tools/table.py                prints it
 python tools/table.py --check FILE   fails if the table in a page is another one
