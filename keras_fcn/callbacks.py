@@ -63,6 +63,10 @@ _DAMAGE = (
     zlib.error,
 )
 _NAME = re.compile(r"epoch-(\d+)-batch-(\d+)\.npz")
+_DEFAULT = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 _PANEL = 480  # pixels, the longest side of a picture in an overlay
 
 
@@ -135,7 +139,6 @@ class Snapshots(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         """Minds signals, where Python delivers them: in the main thread."""
         self.on_train_end()  # if a `fit` before this one has raised
-        self._fitted = self.model  # which is not to be asked for in the midst of a step
         self._written, self._signal = time.monotonic(), None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
@@ -148,7 +151,8 @@ class Snapshots(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Leaves signals to whom they belonged before."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
         self._handlers = {}
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -196,13 +200,14 @@ class Snapshots(keras.callbacks.Callback):
         while frame and not self._is_fit(frame):
             frame = frame.f_back
         if not frame:  # `fit` has raised, of which it tells no callback
-            self.on_train_end()
+            signal.signal(number, self._handlers.pop(number, _DEFAULT[number]))
             signal.raise_signal(number)
 
     def _is_fit(self, frame):
-        return (
-            frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted
-        )
+        """Whether a frame is Keras' `fit` with this callback."""
+        given = frame.f_locals.get("callbacks") if frame.f_code.co_name == "fit" else ()
+        given = getattr(given, "callbacks", given)
+        return isinstance(given, list | tuple) and self in given
 
     def _end_if_told(self):
         if self._signal:
@@ -255,8 +260,8 @@ def restore(model, folder, batches=None):
     - the data are those of that batch, and stay in their order: `fit(shuffle=False)`,
     - callbacks have no memory, as `EarlyStopping` and `ReduceLROnPlateau` have.
 
-    The learning rate is that of the model as it is compiled now: a training that
-    diverged may go on with a lower one.
+    A fixed learning rate is that of the snapshot, too: a training that diverged goes on
+    with a lower one if that is assigned to `model.optimizer.learning_rate` after this.
 
     If the newest snapshot is damaged, the one before is taken, and a warning says so.
     `Snapshots.stretches` does all that it takes to go on within an epoch.
@@ -278,7 +283,6 @@ def restore(model, folder, batches=None):
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = {str(i): variable for i, variable in enumerate(_state(model))}
-    rate = model.optimizer.learning_rate  # a variable, unless it is a schedule
     path, arrays = _newest(pathlib.Path(folder))
     epoch, batch, steps = arrays.pop("position")
     wanted = {i: tuple(v.shape) for i, v in variables.items()}
@@ -297,7 +301,7 @@ def restore(model, folder, batches=None):
                 "the first run, or start anew."
             )
         batches.seek(epoch, batch)
-    assign_all([(v, arrays[i]) for i, v in variables.items() if v is not rate])
+    assign_all([(variable, arrays[i]) for i, variable in variables.items()])
     return epoch, batch
 
 

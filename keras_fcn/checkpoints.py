@@ -39,8 +39,12 @@ def path_of(name):
     """
     if str(name).startswith(hub.SCHEME):
         return hub.fetch_repository(name)
-    is_path = str(name).endswith(weights.SUFFIXES) or len(pathlib.Path(name).parts) > 1
-    return name if is_path else None
+    return name if is_path(name) else None
+
+
+def is_path(name):
+    """Whether `path_of` takes a name for that of a file."""
+    return str(name).endswith(weights.SUFFIXES) or len(pathlib.Path(name).parts) > 1
 
 
 def find(weights_argument, builder, backbone, stride=None):

@@ -477,6 +477,8 @@ def _train(options):
     )
     for first, last in snapshots.stretches(model, epochs):
         devices.distribute(model)
+        if recipe:  # not the snapshot's, should another one be asked for
+            model.optimizer.learning_rate = options.learning_rate
         with _reading(batches, validated):
             model.fit(
                 devices.fill(batches),
@@ -546,7 +548,7 @@ def _fill_in(options, recipe):
         if options.color or options.tint or options.blur or options.noise:
             raise ValueError(
                 "--color, --tint, --blur or --noise was given for "
-                f"{options.data[0]}, which is no colour; leave it out."
+                f"{options.data[0]}, whose pictures are not RGB; leave it out."
             )
     for name, value in known.items():
         if getattr(options, name) is None:

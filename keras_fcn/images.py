@@ -321,6 +321,7 @@ _DAMAGE = (
     IndexError,
     EOFError,
     struct.error,
+    Warning,  # where whoever called has made them errors
 )
 
 

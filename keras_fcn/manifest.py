@@ -100,24 +100,32 @@ def label_sets(entry):
         without colours get those of the VOC colour map.
 
     Raises:
-        ValueError: If the entry names them otherwise than the manifest does, or not as
-            many as its net has.
+        ValueError: If the entry names them otherwise than the manifest does.
     """
     labels = entry.get("labels")
     if labels is None:
         return {}
     several = isinstance(labels, dict) and "names" not in labels
-    sets = {
-        head: _label_set(x) for head, x in (labels if several else {"": labels}).items()
-    }
-    found = {head: len(known.names) for head, known in sets.items()}
-    classes = entry.get("model", {}).get("num_classes", found.get("", found))
-    if found != (classes if isinstance(classes, dict) else {"": classes}):
+    heads = labels if several else {"": labels}
+    return {head: _label_set(known) for head, known in heads.items()}
+
+
+def check_labels(entry):
+    """Checks that an entry names as many classes as its net has, if it names any.
+
+    Args:
+        entry: A file's own, whose `model` says how many.
+
+    Raises:
+        ValueError: If not, or as in `label_sets`.
+    """
+    found = {head: len(known.names) for head, known in label_sets(entry).items()}
+    classes = entry["model"]["num_classes"]
+    if found and found != (classes if isinstance(classes, dict) else {"": classes}):
         raise ValueError(
             f"The labels name {found.get('', found)} classes; expected {classes}, as "
             "many as the net has."
         )
-    return sets
 
 
 def _label_set(labels):

@@ -408,7 +408,7 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
 
     Args:
         model: A net that `fcn` or `late_fusion` built, trained as you like.
-        path: The .h5 or .hdf5 file to write; it appears whole or not at all.
+        path: The .h5 file to write; it appears whole or not at all.
         facts: What else to say in the file, in the manifest's fields: `labels` (a
             name in `LABEL_SETS`, or `{"names": [...], "palette": [...]}`),
             `license`, `trained_on`, `measured`.
@@ -416,16 +416,17 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
 
     Raises:
         ValueError: If neither built the net, if weights are not finite, if the path
-            ends otherwise, or if `labels` are not so or name another number of classes.
+            does not end in .h5, or if `labels` are not so or not one for each class.
         OSError: If the file cannot be written.
     """
-    if not str(path).endswith(weight_files.SUFFIXES):
+    if not checkpoints.is_path(path):
         raise ValueError(
             f"The path {path} was given; expected one that ends in "
-            f"{' or '.join(weight_files.SUFFIXES)}, by which load_checkpoint knows it."
+            f"{' or '.join(weight_files.SUFFIXES)}, by which load_checkpoint tells a "
+            "file from a name."
         )
     metadata = {**describe(model), **(facts or {})}
-    manifest.label_sets(metadata)
+    manifest.check_labels(metadata)
     weight_files.save(model, path, metadata=metadata, dtype=dtype)
 
 
@@ -606,8 +607,8 @@ def _preprocess(x, data, name):
     said = [data.get("channels", ""), data.get("mean", ())]
     if [len(part) for part in said] != [channels, channels]:
         raise ValueError(
-            f"preprocessing={data} was given for input_channels={channels}; expected "
-            f"as many letters and means, such as {VOC_INPUT}."
+            f"The preprocessing is {data} where input_channels={channels}; expected as "
+            f"many letters and means, such as {VOC_INPUT} for 3."
         )
     # Under mixed precision the means are still subtracted in full.
     dtype = keras.config.dtype_policy().variable_dtype

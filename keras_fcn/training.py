@@ -373,11 +373,9 @@ class AveragingAdamW(keras.optimizers.AdamW):
     and what normalisation multiplies by and adds, do not decay.
     """
 
-    def build(self, variables):
-        """Makes the variables of the optimizer, be it new or out of a saved model."""
-        if not self.built:
-            self.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        super().build(variables)
+    def __init__(self, learning_rate=0.001, **kwargs):  # Keras' own
+        super().__init__(learning_rate, **kwargs)
+        self.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
 
     def finalize_variable_values(self, var_list):
         """Puts the averages, if there are any, into the weights."""
@@ -445,14 +443,13 @@ def _check_rate(learning_rate):
         )
 
 
-def _checked(weights):
-    """Class weights as a list of numbers."""
+def _checked(weights, heads=""):
+    """Class weights as a list of numbers; `heads` is what else is expected."""
     numbers = None if isinstance(weights, Mapping) else [float(w) for w in weights]
     if numbers is None or not all(0 <= number < math.inf for number in numbers):
         raise ValueError(
             f"The class weights {weights} were given; expected a list of numbers from "
-            "0, one for each class in their order, or for several heads a dict of such "
-            "lists by head."
+            f"0, one for each class in their order{heads}."
         )
     return numbers
 
@@ -467,7 +464,9 @@ def _check_heads(class_weights, heads):
             f"{', '.join(heads)}; expected a dict of a list for each of them."
         )
     for head, classes in heads.items():
-        found = len(_checked(by_head[head]))
+        if by_head[head] is None:
+            continue
+        found = len(_checked(by_head[head], ", or for several heads a dict of those"))
         if found != classes:
             raise ValueError(
                 f"{found} class weights were given{head and f' for {head}'}; expected "

@@ -35,7 +35,7 @@ from keras_fcn.callbacks import Averages, Divergence, Log, Snapshots, averaged, 
 from keras_fcn.datasets.batches import Batches
 from keras_fcn.labels import LabelSet, voc_colormap
 from keras_fcn.models import fcn
-from keras_fcn.training import WeightedCrossentropy, compile_modern
+from keras_fcn.training import compile_modern
 
 FULL = os.environ.get("KERAS_FCN_FAULTS") == "full"
 EPOCHS, STEPS = 3, 5
@@ -382,21 +382,6 @@ def test_killed_at_any_batch_a_training_goes_on_as_if_it_had_not_been(
 def test_a_training_that_ended_goes_on_as_if_longer(whole, tmp_path):
     train(tmp_path, epochs=2)
     same_as_whole(tmp_path, whole, train(tmp_path))
-
-
-def test_a_training_goes_on_at_the_rate_that_it_is_compiled_with(tmp_path):
-    data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
-    model = net()
-    model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), WeightedCrossentropy())
-    model.fit(**data, callbacks=[Snapshots(tmp_path)])
-    again = net(seed=5)
-    again.compile(keras.optimizers.SGD(1e-3, momentum=0.9), WeightedCrossentropy())
-    assert restore(again, tmp_path) == (1, 0)
-    assert float(read(again.optimizer.learning_rate)) == pytest.approx(1e-3)
-    for ours, theirs in zip(model.weights, again.weights, strict=True):
-        np.testing.assert_array_equal(read(ours), read(theirs))
-    kept = [read(x) for x in again.optimizer.variables if "momentum" in x.path]
-    assert all(np.ptp(x) > 0 for x in kept)
 
 
 def test_a_training_that_is_done_leaves_the_averages_and_nothing_else(whole, tmp_path):
@@ -1018,6 +1003,43 @@ def test_after_a_fit_that_raised_a_signal_does_what_it_did_before(name, tmp_path
     model.fit(**data, callbacks=[again])  # and a fit that ends leaves it as it was
     signal.raise_signal(number)
     assert received == [number] * 3
+
+
+def left_by_a_failed_fit(model, data, folder):
+    left = Snapshots(folder)
+    with pytest.raises(IndexError):
+        model.fit(**data, callbacks=[left, Fault(lambda: [][0], 0)])
+    return left
+
+
+def test_within_a_fit_without_it_a_callback_that_was_left_minds_no_signal(tmp_path):
+    received, model = [], net()
+    signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
+    left_by_a_failed_fit(model, data, tmp_path)
+    told = Fault(lambda: signal.raise_signal(signal.SIGINT), 0)
+    model.fit(**data, callbacks=[told])
+    assert received == [signal.SIGINT]
+
+
+def test_a_handler_of_one_s_own_outlives_what_a_failed_fit_left(tmp_path):
+    model = net()
+    data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
+    left = left_by_a_failed_fit(model, data, tmp_path)
+    own = [].append
+    signal.signal(signal.SIGINT, own)
+    model.fit(**data, callbacks=[left])
+    assert signal.getsignal(signal.SIGINT) is own
+
+
+def test_callbacks_that_failed_and_then_ended_leave_ctrl_c_alone(tmp_path):
+    model = net()
+    data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
+    both = [left_by_a_failed_fit(model, data, tmp_path / name) for name in "ab"]
+    for each in both:
+        model.fit(**data, callbacks=[each])
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_without_batches_whole_epochs_are_written(tmp_path):

@@ -427,7 +427,7 @@ def test_what_is_no_colour_is_not_recoloured(
     arguments = ["train", data, "--output", str(tmp_path / "o"), "--stride", "32"]
     arguments += [*SMALL, "--crop", "8", "--epochs", "1", "--scale", "1", "1"]
     assert main([*arguments, "--color", "0.2"]) == 2
-    assert f"given for {data}, which is no colour" in capsys.readouterr().err
+    assert f"given for {data}, whose pictures are not RGB" in capsys.readouterr().err
     assert main([*arguments, "--noise", "3"]) == 2
     assert not served
     assert main([*arguments, "--validation", data]) == 0
@@ -474,6 +474,26 @@ def test_a_recipe_makes_as_many_updates_as_the_reference(
     assert main([*arguments, "--output", str(output)]) == 0
     rows = (output / "log.csv").read_text().splitlines()[1:]
     assert len(rows) == math.ceil(9 * accumulate / 4)
+
+
+@pytest.mark.usefixtures("_thin")
+def test_a_resumed_training_has_the_rate_that_it_is_given(
+    tmp_path, monkeypatch, street
+):
+    rates = []
+
+    class Averages(callbacks.Averages):
+        def on_train_begin(self, logs=None):
+            rates.append(float(self.model.optimizer.learning_rate))
+            super().on_train_begin(logs)
+
+    monkeypatch.setattr(callbacks, "Averages", Averages)
+    output = tmp_path / "run"
+    arguments = ["train", *street, "--relabel", "9=255", "--recipe", "voc-fcn-alexnet"]
+    arguments += ["--output", str(output), "--stride", "32", "--epochs"]
+    assert main([*arguments, "1", "--learning-rate", "1e-9"]) == 0
+    assert main([*arguments, "2", "--learning-rate", "1e-11", "--resume"]) == 0
+    assert rates == pytest.approx([1e-9, 1e-11])
 
 
 def test_two_pictures_of_one_name_do_not_overwrite_each_other(

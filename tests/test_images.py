@@ -356,6 +356,17 @@ def test_what_is_warned_of_while_a_picture_is_read_is_not_lost(write, monkeypatc
         read_image(path)
 
 
+def test_where_warnings_are_errors_what_pillow_warns_of_is_one_sentence(write):
+    path = write(encoded(Image.fromarray(noise(12, 15, 3)), "PNG"))
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("error")
+        patch.setattr(
+            Image, "open", lambda *_, **__: warnings.warn("odd", stacklevel=1)
+        )
+        with pytest.raises(ValueError, match="cannot be decoded .odd"):
+            read_image(path)
+
+
 def test_reading_in_many_threads_leaves_the_warning_filters_alone(write):
     path = write(encoded(Image.fromarray(noise(12, 15, 3)), "PNG"))
     before = list(warnings.filters)

@@ -873,11 +873,18 @@ def test_numbers_of_numpy_build_a_net_that_can_be_saved(tmp_path):
     assert models.load_checkpoint(str(tmp_path / "b.h5")).input_shape[-1] == 5
 
 
+def test_a_file_in_a_folder_may_have_any_name(tmp_path):
+    path = str(tmp_path / "mine.ckpt")
+    save_thin(path)
+    assert models.load_checkpoint(path).output_shape[-1] == 3
+
+
 @pytest.mark.parametrize("name", ["mine", "mine.keras", "mine.H5"])
-def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path):
+def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = build("vgg16", 32)
     with pytest.raises(ValueError, match=f"{name} was given; .* ends in .h5 or .hdf5"):
-        models.save_checkpoint(model, tmp_path / name)
+        models.save_checkpoint(model, name)
     assert not list(tmp_path.iterdir())
 
 

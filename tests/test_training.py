@@ -203,6 +203,18 @@ def test_a_saved_training_goes_on_with_what_decays(tmp_path):
         np.testing.assert_array_equal(read(variable) != was, decays and was != 0)
 
 
+def test_what_decays_may_be_chosen_after_compiling():
+    model = linear()
+    model.get_layer("score").bias.assign([1, 2, 3])
+    compile_modern(model, 20, learning_rate=0.1, weight_decay=0.5, averaging=None)
+    model.optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    before = [read(v) for v in model.weights]
+    model.fit(np.zeros((1, 2, 2, 3)), np.full((1, 2, 2), VOID), verbose=0)
+    kernel, bias = (read(v) for v in model.weights)
+    np.testing.assert_array_equal(kernel, before[0])
+    np.testing.assert_allclose(bias, before[1] * (1 - 0.1 * 0.5), rtol=1e-5)
+
+
 def test_one_hot_labels_are_told_from_labels():
     truth, logits = batch()
     one_hot = np.eye(3)[truth % 3]
@@ -272,6 +284,10 @@ def test_the_reference_s_recipe_has_a_rate_and_a_weight_for_each_class():
     weights = {"sem": [1, 1, 1], "geo": [1, 1, 1]}
     with pytest.raises(ValueError, match="3 class weights .* for geo; expected 2"):
         compile_reference(net, "siftflow-fcn32s", class_weights=weights)
+    partly = {"sem": [1, 2, 1], "geo": None}
+    compile_reference(net, "siftflow-fcn32s", class_weights=partly)
+    assert net.loss["sem"].weights == [1, 2, 1]
+    assert net.loss["geo"].weights is None
     for wrong in ([1, 1, 1], {"sem": [1, 1, 1]}, {**weights, "more": [1]}):
         with pytest.raises(ValueError, match="heads sem, geo; expected a dict"):
             compile_reference(net, "siftflow-fcn32s", class_weights=wrong)

@@ -105,6 +105,7 @@ def _publish(options):
         )
     name = options.checkpoint or options.repo.rpartition("/")[2]
     entry = _entry(options)
+    manifest.label_sets(entry)  # which the card names
     source = _evaluated(options, entry)
     photograph = images.read_image(options.picture) if options.picture else None
     output = options.output or pathlib.Path("published", name)
