@@ -425,7 +425,9 @@ def test_a_hashed_archive_is_downloaded_and_verified(made, tmp_path):
         with pytest.raises(ValueError, match="not the file that was published"):
             catalog.prepare("sbd", data_dir=data)
         downloads = data / "downloads"
-        assert not [path for path in downloads.rglob("*") if path.is_file()]
+        left = [path for path in downloads.rglob("*") if path.is_file()]
+        assert [path.name for path in left] == [".benchmark.tgz.lock"]
+        assert not left[0].stat().st_size
         server.files["/benchmark.tgz"] = server.files["/benchmark.tgz"][:-1]
         catalog.prepare("sbd", data_dir=data)
     finally:

@@ -333,7 +333,7 @@ def fetch(archive, folder):
         ValueError: If a hash differs: the file is removed.
     """
     path, part = folder / archive.file, folder / f"{archive.file}.part"
-    with locked(folder / f"{archive.file}.lock", archive.file):
+    with locked(folder / f".{archive.file}.lock", archive.file):
         if path.exists():  # another process has brought it meanwhile
             check(path, archive)
             return path
