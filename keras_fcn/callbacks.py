@@ -63,7 +63,7 @@ _DAMAGE = (
     zlib.error,
 )
 _NAME = re.compile(r"epoch-(\d+)-batch-(\d+)\.npz")
-_DEFAULT = {
+_DEFAULT_HANDLERS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
@@ -200,7 +200,7 @@ class Snapshots(keras.callbacks.Callback):
         while frame and not self._is_fit(frame):
             frame = frame.f_back
         if not frame:  # `fit` has raised, of which it tells no callback
-            signal.signal(number, self._handlers.pop(number, _DEFAULT[number]))
+            signal.signal(number, self._handlers.pop(number, _DEFAULT_HANDLERS[number]))
             signal.raise_signal(number)
 
     def _is_fit(self, frame):

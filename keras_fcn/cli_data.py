@@ -476,9 +476,9 @@ def _train(options):
         validation, multiple=VALIDATION_MULTIPLE, shuffle=False
     )
     for first, last in snapshots.stretches(model, epochs):
-        devices.distribute(model)
         if recipe:  # not the snapshot's, should another one be asked for
             model.optimizer.learning_rate = options.learning_rate
+        devices.distribute(model)
         with _reading(batches, validated):
             model.fit(
                 devices.fill(batches),
