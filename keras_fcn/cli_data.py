@@ -676,7 +676,9 @@ def _net(options, source):
             batch_norm=options.batch_norm,
         )
     for start in options.init:
-        stream, _, name = start.rpartition("=")
+        stream, _, name = start.partition("=")
+        if not (isinstance(pictures, dict) and stream in pictures):
+            stream, name = "", start
         stayed = weights.transplant(models.load_checkpoint(name), model, stream)
         # What normalises is set by the first batch, in `_train`.
         stayed = [weight for weight in stayed if "_bn/" not in weight]

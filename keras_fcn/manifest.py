@@ -135,7 +135,7 @@ def _label_set(labels):
     names = labels.get("names") if isinstance(labels, dict) else None
     palette = labels.get("palette") if names else None
     try:
-        names = tuple(names)
+        names = () if isinstance(names, str) else tuple(names)
         colors = np.array(
             voc_colormap(len(names)) if palette is None else palette, "uint8"
         )

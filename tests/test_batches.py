@@ -13,6 +13,7 @@ from keras_fcn.datasets.batches import (
     cut,
     sample_cells,
 )
+from keras_fcn.layers import Preprocess
 from keras_fcn.training import WeightedCrossentropy
 
 VOID = 255
@@ -459,6 +460,32 @@ def test_streams_and_heads_are_changed_alike(tmp_path):
     changed, _ = Batches(source, color=(0.5, 0.5, 0.5)).batch(0, 0)
     np.testing.assert_array_equal(changed["hha"][0], color)
     assert (changed["color"][0] != color).any()
+
+
+def test_depth_is_cut_like_its_labels():
+    truth = np.uint8(np.arange(72).reshape(8, 9))
+    picture = np.float32(np.stack([truth] * 4, axis=-1))
+    for corner in itertools.product((0, 2, 4), (0, 3, 5)):
+        window, target, _ = cut(picture, truth, (8, 9), corner, (4, 4))
+        np.testing.assert_array_equal(window[..., 3], target)
+
+
+def test_windows_reach_to_every_border():
+    truth = np.uint8(np.arange(20).reshape(4, 5))
+    source = Invented((np.zeros((4, 5, 3), np.uint8), truth))
+    batches = Batches(source, crop=(3, 3))
+    corners = {int(batches.batch(epoch, 0)[1][0, 0, 0]) for epoch in range(200)}
+    assert corners == {0, 1, 2, 5, 6, 7}
+
+
+def test_around_a_picture_a_net_sees_the_zeros_with_which_it_pads():
+    pictures, _ = Batches(
+        Invented((np.zeros((2, 2, 3), "uint8"), labels(2, 2, 0))), crop=(9, 9)
+    ).batch(0, 0)
+    fed = Preprocess("BGR", [104.00699, 116.66877, 122.67892])(pictures)
+    outside = (pictures != 0).any(axis=-1)
+    assert outside.sum() == 77
+    assert np.abs(keras.ops.convert_to_numpy(fed)[outside]).max() < 1
 
 
 def test_depth_moves_with_its_picture_and_is_the_mean_outside():

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_fcn import callbacks, cli_data, files, models, training, weights
+from keras_fcn import (
+    callbacks,
+    cli_data,
+    files,
+    images,
+    metrics,
+    models,
+    training,
+    weights,
+)
 from keras_fcn.cli import main
 from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets.batches import Batches
-from keras_fcn.labels import LABEL_SETS
+from keras_fcn.evaluation import segment
+from keras_fcn.labels import LABEL_SETS, voc_colormap
 
 
 @pytest.fixture
@@ -152,23 +162,34 @@ def _thin(monkeypatch):
 
 
 @pytest.mark.usefixtures("_thin")
-def test_train_learns_resumes_and_writes_a_checkpoint_that_loads(
+def test_a_stopped_training_goes_on_where_it_was_if_it_is_asked_to(
     tmp_path, capsys, street, monkeypatch
 ):
     output = tmp_path / "run"
     options = ["train", *street, "--relabel", "9=255", "--output", str(output)]
     options += ["--classes", "left", "right", *SMALL, "--epochs", "2"]
     options += ["--validation", *street]
-    monkeypatch.setattr(callbacks, "Divergence", _Stop)
-    with pytest.raises(_Killed):
-        main(options)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(callbacks, "Divergence", _Stop)
+        with pytest.raises(_Killed):
+            main(options)
     assert [path.name for path in (output / "state").iterdir()] == [
         "epoch-0001-batch-000000.npz"
     ]
     assert not (output / "model.h5").exists()
-    monkeypatch.undo()
     assert main(options) == 2
     assert "--resume" in capsys.readouterr().err
+    fit, fitted = keras.Model.fit, []
+
+    def watched(model, *arguments, **named):
+        fitted.append((named["initial_epoch"], named["epochs"]))
+        return fit(model, *arguments, **named)
+
+    monkeypatch.setattr(keras.Model, "fit", watched)
+    assert main([*options, "--resume"]) == 0
+    assert fitted == [(1, 2)]
+    labels = weights.metadata(output / "model.h5")["labels"]
+    assert labels["palette"] == voc_colormap(2).tolist()
 
 
 @pytest.mark.usefixtures("_thin")
@@ -247,6 +268,52 @@ class _Stop(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
             raise _Killed
+
+
+def test_after_ctrl_c_the_exit_status_is_that_of_a_signal(monkeypatch, capsys, street):
+    def stopped(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_data, "check_data", stopped)
+    assert main(["check-data", *street]) == 130
+    assert capsys.readouterr().err == "keras-fcn: stopped.\n"
+
+
+def test_the_looks_asked_for_are_taken(tmp_path, street, checkpoint):
+    model = models.load_checkpoint(checkpoint)
+    looks = {"mirror": True, "scales": (1, 1.5)}
+    asked = ["--checkpoint", checkpoint, "--mirror", "--scales", "1", "1.5"]
+    file, output = tmp_path / "scores.json", tmp_path / "out"
+    data = [*street, "--relabel", "9=255"]
+    assert main(["evaluate", *data, *asked, "--json", str(file)]) == 0
+    assert main(["predict", street[0], *asked, "--output", str(output)]) == 0
+    matrix, once = np.zeros((3, 3), int), np.zeros((3, 3), int)
+    for i in range(4):
+        picture, truth = f"{street[0]}/{i}.png", f"{street[1]}/{i}.png"
+        truth = images.read_labels(truth)
+        truth[truth == 9] = 255
+        found = segment(model, picture, **looks)
+        matrix += metrics.confusion_matrix(truth, found, 3)
+        once += metrics.confusion_matrix(truth, segment(model, picture), 3)
+        written = images.read_labels(output / f"{i}-labels.png")
+        np.testing.assert_array_equal(written, found)
+    expected, other = (metrics.scores(x)["mean_iou"] for x in (matrix, once))
+    assert expected != other
+    assert json.loads(file.read_text())["scores"]["mean_iou"] == expected
+
+
+def test_a_second_prediction_leaves_out_what_the_first_one_wrote(street, checkpoint):
+    folder = pathlib.Path(street[0])
+    (folder / ".hidden.png").write_bytes(b"no picture")
+    (folder / "LOUD.JPG").write_bytes((folder / "0.png").read_bytes())
+    asked = ["--checkpoint", checkpoint, "--output", str(folder / "out")]
+    written = []
+    for _ in range(2):
+        assert main(["predict", str(folder), *asked]) == 0
+        written.append(sorted(path.name for path in (folder / "out").iterdir()))
+    assert written[0] == written[1]
+    assert len(written[0]) == 5 * 3
+    assert "LOUD-labels.png" in written[0]
 
 
 def test_check_data_says_what_looks_wrong(capsys, street):

@@ -18,6 +18,7 @@ from keras_fcn.images import (
     VOID,
     colorize,
     decode_segmentation,
+    illustrate,
     legend,
     overlay,
     read_image,
@@ -770,6 +771,24 @@ def test_a_legend_names_only_the_classes_that_are_there():
     labels = np.array([[7, 2], [VOID, 2]])
     result = legend(np.zeros((2, 2, 3), np.uint8), ["name"] * 10, COLORS, labels)
     assert np.flatnonzero(boxes(result)).tolist() == [2, 7]
+
+
+def test_a_legend_gives_each_class_its_own_name():
+    picture, labels = np.zeros((2, 2, 3), np.uint8), np.array([[1, 3]])
+    known, others = ["?", "WWWW", "?", "i"], ["a", "WWWW", "bb", "i"]
+    expected = legend(picture, others, COLORS, labels)
+    np.testing.assert_array_equal(legend(picture, known, COLORS, labels), expected)
+    swapped = legend(picture, ["?", "i", "?", "WWWW"], COLORS, labels)
+    assert swapped.shape != expected.shape or (swapped != expected).any()
+
+
+def test_an_illustration_is_an_overlay_with_a_legend_of_what_is_in_it():
+    picture, labels = noise(30, 40, 3), np.zeros((30, 40), np.uint8)
+    labels[10:], names = 2, ["a", "bb", "ccc"]
+    palette = COLORS[7:10]
+    expected = legend(overlay(picture, labels, palette), names, palette, labels)
+    found = illustrate(picture, labels, names, palette)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_picture_without_classes_gets_no_legend():

@@ -30,6 +30,25 @@ def test_every_class_has_a_name_and_a_colour_of_its_own(labels):
     assert (224, 224, 192) not in colors  # void's
 
 
+# The 40 classes of Gupta et al., 2013, in the order of their file.
+NYUD = """
+wall; floor; cabinet; bed; chair; sofa; table; door; window; bookshelf; picture;
+counter; blinds; desk; shelves; curtain; dresser; pillow; mirror; floor mat;
+clothes; ceiling; books; refridgerator; television; paper; towel;
+shower curtain; box; whiteboard; person; night stand; toilet; sink; lamp;
+bathtub; bag; otherstructure; otherfurniture; otherprop
+"""
+CAMVID = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
+
+
+def test_classes_stand_in_the_order_of_their_data_sets():
+    names = {name: list(labels.names) for name, labels in LABEL_SETS.items()}
+    assert names["nyud"] == NYUD.strip().replace("\n", " ").split("; ")
+    assert names["camvid"] == CAMVID.split()
+    for alphabetical in (names["voc"][1:], names["siftflow-sem"]):
+        assert alphabetical == sorted(alphabetical)
+
+
 @pytest.mark.parametrize(
     ("label_set", "index", "name"),
     [

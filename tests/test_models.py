@@ -894,6 +894,7 @@ def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path, monkeypatch):
         ("cityscapes", "'cityscapes' were given; expected one of voc, "),
         (["road", "rest"], "were given; expected one of voc, "),
         ({"names": []}, "were given; expected one of voc, "),
+        ({"names": "abc"}, "were given; expected one of voc, "),
         ({"names": ["a", "b", "c"], "palette": [[1, 2, 3]]}, "as many colours"),
         ({"names": ["a", "b", "c"], "palette": [[1, 2, 300]] * 3}, "as many colours"),
         ({"names": ["road", "rest"]}, "name 2 classes; expected 3"),

@@ -22,6 +22,41 @@ TRACES = {
 }
 
 
+# Of the solver.prototxt files and solve.py: the rate, the updates, what it starts from.
+SOLVERS = """
+voc-fcn32s            1e-10  25 x 4000  vgg16-imagenet
+voc-fcn16s            1e-12  25 x 4000  vgg16-32s-voc
+voc-fcn8s             1e-14  25 x 4000  vgg16-16s-voc
+voc-fcn8s-atonce      1e-10  75 x 4000  vgg16-imagenet
+voc-fcn-alexnet       1e-4   25 x 4000  alexnet-imagenet
+nyud-fcn32s-color     1e-10  50 x 2000  vgg16-imagenet
+nyud-fcn32s-hha       1e-10  50 x 2000  vgg16-imagenet
+nyud-fcn32s-color-d   1e-10  50 x 2000  vgg16-imagenet
+nyud-fcn32s-color-hha 1e-12  50 x 2000  vgg16-32s-nyud
+siftflow-fcn32s       1e-10  50 x 2000  vgg16-imagenet
+siftflow-fcn16s       1e-12  50 x 2000  vgg16-32s-siftflow
+siftflow-fcn8s        1e-12  50 x 2000  vgg16-16s-siftflow
+pascalcontext-fcn32s  1e-10  50 x 8000  vgg16-imagenet
+pascalcontext-fcn16s  1e-12  50 x 8000  vgg16-32s-pascal-context
+pascalcontext-fcn8s   1e-14  50 x 8000  vgg16-16s-pascal-context
+"""
+
+
+def test_the_recipes_are_those_of_the_solvers():
+    lines = [line.split() for line in SOLVERS.strip().splitlines()]
+    assert {name for name, *_ in lines} == set(RECIPES)
+    for name, rate, times, _, updates, start in lines:
+        recipe = RECIPES[name]
+        assert recipe.learning_rate == float(rate)
+        assert recipe.iterations == int(times) * int(updates)
+        assert recipe.start == start
+        accumulated = name == "voc-fcn-alexnet"
+        assert recipe.accumulate == (20 if accumulated else 1)
+        assert recipe.momentum == (0.9 if accumulated else 0.99)
+        assert recipe.normalize == accumulated
+    assert CaffeSGD().decay == 5e-4
+
+
 @pytest.mark.parametrize(
     ("name", "upsampling"),
     [

@@ -228,6 +228,34 @@ def test_a_net_that_does_not_say_what_it_takes_is_not_compiled():
         compile_modern(keras.Sequential([layers.Conv2D(3, 1)]), 9)
 
 
+def test_the_recipe_for_peoples_own_data_is_what_it_says_it_is():
+    model = linear()
+    compile_modern(model, 1000, class_weights=[1, 2, 3], jaccard=0.5)
+    optimizer = model.optimizer
+    assert (model.loss.weights, model.loss.jaccard) == ([1, 2, 3], 0.5)
+    assert optimizer.global_clipnorm == 1
+    assert optimizer.weight_decay == 0.05
+    assert optimizer.use_ema
+    assert optimizer.ema_momentum == pytest.approx(0.99)  # back over 100 steps
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 49, 50, 525, 1000)]
+    expected = [6e-4 / 50, 6e-4, 6e-4, 3e-4, 0]
+    np.testing.assert_allclose(rates, expected, rtol=0.03, atol=1e-9)
+
+
+@pytest.mark.parametrize("void", [0, 2])
+def test_void_may_be_another_label(void):
+    truth, logits = batch(void=0)
+    marked = np.where(truth == void, VOID, truth)
+    expected = float(WeightedCrossentropy()(marked, logits))
+    found = float(WeightedCrossentropy(void=void)(truth, logits))
+    assert found == pytest.approx(expected, rel=1e-6)
+    metric = metrics.SegmentationScores(3, void=void)
+    metric.update_state(truth, logits)
+    np.testing.assert_array_equal(
+        metric.matrix(), metrics.confusion_matrix(marked, logits.argmax(-1), 3)
+    )
+
+
 def test_the_average_forgets_where_a_training_began_be_it_ever_so_short():
     for steps in (10, 500, 4000):
         model = linear()

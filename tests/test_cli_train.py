@@ -1,0 +1,277 @@
+"""What `keras-fcn train` makes of its options: each reaches what it is for."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_fcn import models, training, weights
+from keras_fcn.cli import main
+from keras_fcn.datasets import batches as batches_module
+from keras_fcn.datasets import catalog
+from keras_fcn.labels import LABEL_SETS
+
+
+class _Seen(BaseException):
+    """Ends a training where all that was to be looked at has been."""
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The arguments of what `train` calls, by name, up to the compiling of the net."""
+    found = {}
+
+    def watch(owner, name, act):
+        def called(*arguments, **named):
+            found.setdefault(name, []).append((arguments, named))
+            return act(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, called)
+
+    def thin(act):
+        return lambda *arguments, **named: act(*arguments, width=1 / 16, **named)
+
+    def end(*arguments, **named):
+        raise _Seen
+
+    watch(models, "fcn", thin(models.fcn))
+    watch(models, "late_fusion", thin(models.late_fusion))
+    watch(weights, "transplant", weights.transplant)
+    watch(batches_module, "Batches", batches_module.Batches)
+    watch(keras.config, "set_dtype_policy", lambda policy: None)
+    watch(keras.utils, "set_random_seed", keras.utils.set_random_seed)
+    watch(training, "fix_trunk", training.fix_trunk)
+    watch(models, "fit_batch_norm", models.fit_batch_norm)
+    watch(training, "compile_modern", end)
+    watch(training, "compile_reference", end)
+    return found
+
+
+def trained(*options):
+    with pytest.raises(_Seen):
+        main(["train", *map(str, options)])
+
+
+@pytest.fixture
+def data(tmp_path, scene):
+    return [*scene, "--relabel", "9=255", "--output", tmp_path / "run"]
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Two folders of three pictures and masks of two classes, one void label."""
+    folders = tmp_path / "images", tmp_path / "masks"
+    for folder in folders:
+        folder.mkdir()
+    for i in range(3):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[:, 10 + i :] = 1
+        mask[:3] = 9
+        Image.fromarray(np.full((40, 50, 3), 99, np.uint8)).save(
+            folders[0] / f"{i}.png"
+        )
+        Image.fromarray(mask).save(folders[1] / f"{i}.png")
+    return list(folders)
+
+
+WINDOWS = {
+    "batch_size": 2,
+    "crop": (48, 48),
+    "scale": [0.8, 1.5],
+    "mirror": False,
+    "jitter": 0,
+    "color": (0.1, 0.1, 0.1),
+    "tint": 0.2,
+    "blur": 1.1,
+    "noise": 2.2,
+    "cutmix": 0.3,
+    "keep": 0.5,
+    "cell": 16,
+    "replacement": True,
+    "seed": 7,
+    "cache": True,
+    "shard": (0, 1),
+}
+PIXELS = [3 * 37 * 11, 3 * 37 * 39]  # of the two classes, void left out
+
+
+def test_every_option_reaches_what_it_is_for(data, seen):
+    options = "--classes left right --backbone alexnet --stride 16 --upsampling learned"
+    options += " --batch-size 2 --crop 48 --scale 0.8 1.5 --no-mirror --color 0.1"
+    options += " --tint 0.2 --blur 1.1 --noise 2.2 --cutmix 0.3 --keep 0.5 --seed 7"
+    options += " --replacement --balance 1 --jaccard 0.25 --learning-rate 2e-3"
+    options += " --precision mixed_bfloat16 --epochs 3 --fix-trunk"
+    trained(*data, *options.split())
+    [((source,), windows)] = seen["Batches"]
+    assert len(source) == 3
+    assert windows == WINDOWS
+    [(net, named)] = seen["fcn"]
+    assert net == ("alexnet", 16, 2)
+    assert named["upsampling"] == "learned"
+    assert not named["batch_norm"]
+    assert seen["set_random_seed"] == [((7,), {})]
+    assert seen["set_dtype_policy"] == [(("mixed_bfloat16",), {})]
+    [((model, steps), compiled)] = seen["compile_modern"]
+    assert steps == 3 * 2
+    assert compiled == {
+        "learning_rate": 2e-3,
+        "class_weights": pytest.approx(training.balanced_weights(PIXELS, 1)),
+        "jaccard": 0.25,
+        "averaging": 0.1,
+    }
+    assert seen["fix_trunk"] == [((model,), {})]
+    assert "compile_reference" not in seen
+
+
+def test_whole_pictures_are_moved_and_not_zoomed(data, seen):
+    trained(*data, "--classes", "a", "b", "--crop", "0", "--jitter", "5")
+    [(_, windows)] = seen["Batches"]
+    assert windows["crop"] is None
+    assert windows["scale"] is None
+    assert windows["jitter"] == 5
+
+
+def test_what_nobody_says_is_as_the_help_and_the_docs_have_it(data, seen):
+    trained(*data, "--classes", "a", "b")
+    [(_, windows)] = seen["Batches"]
+    assert windows["crop"] == (256, 256)
+    assert windows["scale"] == (0.7, 2.0)
+    assert windows["color"] == (0.4,) * 3
+    assert windows["mirror"]
+    assert not windows["replacement"]
+    assert (windows["batch_size"], windows["seed"], windows["cell"]) == (6, 1, 8)
+    [((_, steps), compiled)] = seen["compile_modern"]
+    assert steps == 60
+    assert compiled["learning_rate"] == 6e-4
+    assert compiled["class_weights"] == training.balanced_weights(PIXELS, 0.5)
+    [(net, _)] = seen["fcn"]
+    assert net == ("googlenet", 8, 2)
+
+
+def test_the_reference_s_recipes_take_whole_pictures_one_by_one(data, seen):
+    arguments = ["--classes", "a", "b", "--recipe", "voc-fcn16s", "--stride", "16"]
+    trained(*data, *arguments, "--learning-rate", "1e-13")
+    [(_, windows)] = seen["Batches"]
+    nothing = ("crop", "scale", "color", "mirror", "jitter", "tint", "cutmix")
+    assert not any(windows[name] for name in nothing)
+    assert windows["replacement"]
+    assert windows["batch_size"] == 1
+    [((_, recipe), compiled)] = seen["compile_reference"]
+    expected = training.RECIPES["voc-fcn16s"]._replace(learning_rate=1e-13)
+    assert recipe == expected
+    assert compiled == {"class_weights": None}
+
+
+def test_at_once_nets_are_built_with_their_scales(data, seen):
+    options = ["--backbone", "alexnet", "--stride", "8", "--classes", "a", "b"]
+    options += ["--skip-scales", "pool2=0.01,pool1=0.0001"]
+    trained(*data, *options)
+    [(_, named)] = seen["fcn"]
+    assert named["skip_scales"] == {"pool2": 0.01, "pool1": 0.0001}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_normalisation_is_fitted_to_a_net_that_is_trained_on(
+    data, seen, tmp_path, before
+):
+    start = tmp_path / "lr=1" / "model.h5"  # no stream is called so
+    start.parent.mkdir()
+    models.save_checkpoint(models.fcn("alexnet", 32, 2), start)
+    seen.clear()
+    options = ["--backbone", "alexnet", "--stride", "32", "--classes", "a", "b"]
+    options += ["--batch-norm", *(["--init", start] if before else [])]
+    trained(*data, *options)
+    assert len(seen.get("fit_batch_norm", ())) == before
+    [(_, compiled)] = seen["compile_modern"]
+    assert compiled["averaging"] is None
+
+
+class Scenes(list):
+    """A source of pictures of one grey, or of several streams of it."""
+
+    def __init__(self, known):
+        picture = np.full((64, 64, 3), 99, np.uint8)
+        if isinstance(known.inputs, dict):
+            picture = dict.fromkeys(known.inputs, picture)
+        elif isinstance(known.inputs, tuple):
+            picture = np.full((64, 64, 4), 99, np.float32)
+        truth = {head: np.zeros((64, 64), np.uint8) for head in known.labels}
+        self.heads = truth
+        super().__init__([(picture, truth.get("", truth))] * 2)
+        self.ids = ["a", "b"]
+        self.label_sets = {h: LABEL_SETS[name] for h, (_, name) in known.labels.items()}
+
+    def labels(self, index):
+        return self[index][1]
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """What data sets were opened, and with which split."""
+    calls = []
+
+    def load(name, split=None, *, data_dir=None):
+        calls.append((name, split, data_dir))
+        return Scenes(catalog.DATASETS[name])
+
+    monkeypatch.setattr(catalog, "load", load)
+    return calls
+
+
+# What the reference trained on, and evaluates on (its data_param and README).
+SPLITS = {
+    "voc2011": ("train", "seg11valid"),
+    "sbd": ("train", "val"),
+    "nyudv2": ("train+val", "test"),
+    "nyudv2-hha": ("train+val", "test"),
+    "siftflow": ("trainval", "test"),
+    "pascal-context": ("train", "val"),
+    "camvid": ("train", "val"),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_data_set_is_trained_on_and_validated_on_as_in_the_reference(
+    name, seen, loaded, tmp_path
+):
+    options = ["--output", tmp_path / "run", "--data-dir", "there"]
+    trained(name, *options, "--backbone", "alexnet", "--balance", "0")
+    assert loaded == [(name, split, "there") for split in SPLITS[name]]
+
+
+def test_a_split_that_was_asked_for_is_taken(seen, loaded, tmp_path):
+    options = ["--output", tmp_path / "run", "--validation", "camvid/test"]
+    trained("camvid/val", *options, "--backbone", "alexnet", "--balance", "0")
+    assert [split for _, split, _ in loaded] == ["val", "test"]
+
+
+# The mean of HHA, in its own order, and those of the colours, blue first (nets.md).
+@pytest.mark.parametrize(
+    ("name", "channels", "mean"),
+    [
+        ("voc2011", "BGR", [104.00699, 116.66877, 122.67892]),
+        ("nyudv2", "BGR", [116.190, 97.203, 92.318]),
+        ("nyudv2-hha", "RGB", [132.431, 94.076, 118.477]),
+        ("siftflow", "BGR", [114.578, 115.294, 108.353]),
+    ],
+)
+def test_pictures_of_a_data_set_are_fed_as_its_net_wants_them(
+    name, channels, mean, seen, loaded, tmp_path
+):
+    options = ["--output", tmp_path / "run", "--backbone", "alexnet", "--balance", "0"]
+    trained(name, *options)
+    [(_, named)] = seen["fcn"]
+    fed = named["preprocessing"]
+    assert fed["channels"] == channels
+    np.testing.assert_allclose(fed["mean"], mean, atol=6e-3)
+
+
+def test_each_stream_starts_from_a_net_of_its_own(seen, loaded, tmp_path):
+    paths = [tmp_path / "1.h5", tmp_path / "2.h5"]
+    for classes, path in enumerate(paths, start=2):
+        models.save_checkpoint(models.fcn("alexnet", 32, classes), path)
+    options = ["--output", tmp_path / "run", "--backbone", "alexnet", "--balance", "0"]
+    options += ["--stride", "32", "--init", f"hha={paths[0]}", f"color={paths[1]}"]
+    trained("nyudv2-color-hha", *options)
+    found = [(net.output.shape[-1], to) for (net, _, to), _ in seen["transplant"]]
+    assert found == [(2, "hha"), (3, "color")]
