@@ -5,6 +5,7 @@ import pathlib
 
 import keras
 import numpy as np
+import oracle
 import pytest
 from PIL import Image
 
@@ -279,8 +280,13 @@ def test_after_ctrl_c_the_exit_status_is_that_of_a_signal(monkeypatch, capsys, s
     assert capsys.readouterr().err == "keras-fcn: stopped.\n"
 
 
-def test_the_looks_asked_for_are_taken(tmp_path, street, checkpoint):
-    model = models.load_checkpoint(checkpoint)
+def test_the_looks_asked_for_are_taken(tmp_path, street):
+    model = oracle.draw(models.fcn("alexnet", 8, 3, width=1 / 16))
+    [logits] = model.predict(images.read_image(f"{street[0]}/0.png")[None], verbose=0)
+    bias = model.get_layer("score_fr").bias  # so that no class is everywhere
+    bias.assign(weights.to_numpy(bias) - logits.mean(axis=(0, 1)))
+    checkpoint = str(tmp_path / "drawn.h5")
+    models.save_checkpoint(model, checkpoint)
     looks = {"mirror": True, "scales": (1, 1.5)}
     asked = ["--checkpoint", checkpoint, "--mirror", "--scales", "1", "1.5"]
     file, output = tmp_path / "scores.json", tmp_path / "out"
