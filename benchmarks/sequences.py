@@ -26,7 +26,7 @@ LOOKS = ("", "--mirror", "--mirror --scales 1 1.5")
 def split(camvid, run, sequence):
     """Links train's files in two folders of `run`, `rest` and `held`; returns both."""
     sources = folders(camvid, "train")
-    for source in sources:
+    for source in (*sources, *folders(camvid, "val")):  # val is scored at the end
         if not source.is_dir():
             sys.exit(
                 f"{source} is no folder; expected the folder of CamVid's {{train,"
@@ -44,6 +44,7 @@ def split(camvid, run, sequence):
             part = parts["held" if file.name.split("_")[0] == sequence else "rest"]
             link = part / source.name / file.name
             if not link.exists():
+                link.unlink(missing_ok=True)  # one that leads to where they were
                 link.symlink_to(file.resolve())
     return parts["rest"], parts["held"]
 
