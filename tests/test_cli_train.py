@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import write
 
 from keras_fcn import models, training, weights
 from keras_fcn.cli import main
@@ -60,18 +60,13 @@ def data(tmp_path, scene):
 @pytest.fixture
 def scene(tmp_path):
     """Two folders of three pictures and masks of two classes, one void label."""
-    folders = tmp_path / "images", tmp_path / "masks"
-    for folder in folders:
-        folder.mkdir()
+    scenes = {}
     for i in range(3):
         mask = np.zeros((40, 50), np.uint8)
         mask[:, 10 + i :] = 1
         mask[:3] = 9
-        Image.fromarray(np.full((40, 50, 3), 99, np.uint8)).save(
-            folders[0] / f"{i}.png"
-        )
-        Image.fromarray(mask).save(folders[1] / f"{i}.png")
-    return list(folders)
+        scenes[str(i)] = np.full((40, 50, 3), 99, np.uint8), mask
+    return write(tmp_path, scenes)
 
 
 WINDOWS = {
