@@ -9,10 +9,11 @@ FRAMES = ("0001TP_006690", "0006R0_f00930", "0006R0_f00960", "0016E5_00390")
 @pytest.fixture
 def camvid(tmp_path):
     for kind, ending in (("images", "jpg"), ("labels", "png")):
-        folder = tmp_path / "camvid" / "train" / kind
-        folder.mkdir(parents=True)
+        for part in ("train", "val"):
+            (tmp_path / "camvid" / part / kind).mkdir(parents=True)
         for frame in FRAMES:
-            (folder / f"{frame}.{ending}").write_text(frame)
+            file = tmp_path / "camvid" / "train" / kind / f"{frame}.{ending}"
+            file.write_text(frame)
     return tmp_path / "camvid"
 
 
@@ -35,9 +36,10 @@ def test_every_frame_is_on_one_side(camvid, script, tmp_path, sequence):
         assert sorted(trained + scored) == sorted(FRAMES)
 
 
-def test_a_folder_that_is_missing_is_said(camvid, script, tmp_path):
-    (camvid / "train" / "labels").rename(camvid / "masks")
-    with pytest.raises(SystemExit, match="labels is no folder; expected"):
+@pytest.mark.parametrize("missing", ["train/labels", "val/images"])
+def test_a_folder_that_is_missing_is_said(camvid, script, tmp_path, missing):
+    (camvid / missing).rename(camvid / "elsewhere")
+    with pytest.raises(SystemExit, match=f"{missing} is no folder; expected"):
         script.split(camvid, tmp_path / "run", "0006R0")
     assert not (tmp_path / "run").exists()
 
