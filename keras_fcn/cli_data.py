@@ -290,13 +290,18 @@ def _check_file(path, suffix=""):
 
 
 def check_folder(path):
-    """Raises `ValueError` if `--output` is a file: it is to be a folder, or a new one.
+    """Raises `ValueError` if `--output` cannot be a folder, or become one.
 
     Args:
         path: Of the folder.
     """
-    if pathlib.Path(path).exists() and not pathlib.Path(path).is_dir():
-        raise ValueError(f"--output {path} is a file; expected a folder, or a new one.")
+    path = pathlib.Path(path)
+    first = next(place for place in (path, *path.parents) if place.exists())
+    if not first.is_dir():
+        inside = "" if first == path else f"in {first}, which is "
+        raise ValueError(
+            f"--output {path} is {inside}a file; expected a folder, or a new one."
+        )
 
 
 def _nameless(classes):

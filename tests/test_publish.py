@@ -99,12 +99,13 @@ def test_the_card_says_what_was_measured_and_its_index_nothing_else(
 ):
     output = tmp_path / "out"
     options = ["--repo", "me/net", "--output", output, "--license", "CC BY 4.0"]
-    options += ["--dry-run", "--relabel", "3=255"]
+    options += ["--dry-run"]
     assert run(trained, *options) == 0
     card = ModelCard.load(output / "README.md")
     assert card.data.eval_results is None
     assert "None are known." in card.text
-    assert run(trained, *options, "--evaluate", *street, "--split", "two noises") == 0
+    options += ["--evaluate", *street, "--split", "two noises", "--relabel", "3=255"]
+    assert run(trained, *options) == 0
     card = ModelCard.load(output / "README.md")
     source = folder.Folder(folder.pairs(*street), 3, relabel={3: 255})
     batches = evaluation.one_by_one(source)
@@ -212,6 +213,10 @@ def test_any_entry_can_be_completed_and_completed_again(name):
         ([], "says nothing of its license; expected --license"),
         (["--checkpoint", "vgg16-8s-voc", "--license", "MIT"], "leave out --license"),
         (["--checkpoint", "vgg61"], "There is no checkpoint 'vgg61'"),
+        (["--repo", "net"], "--repo is 'net'; expected owner/name"),
+        (["--repo", "me/a/b"], "--repo is 'me/a/b'; expected owner/name"),
+        (["--repo", "../net"], "Repo id must use alphanumeric"),
+        (["--relabel", "3=255"], "--relabel was given without --evaluate"),
     ],
 )
 def test_what_cannot_be_published_is_said_before_anything_is_written(
@@ -227,7 +232,7 @@ def test_what_cannot_be_published_is_said_before_anything_is_written(
     ("wrong", "message"),
     [
         (["--checkpoint", "vgg16-8s-voc"], "does not hold the weights"),
-        (["--picture", "absent.jpg"], "absent.jpg"),
+        (["--picture", "absent.jpg"], "absent.jpg is not a file; expected"),
         (["--evaluate", "absent", "absent", "--split", "val"], "absent` is no folder"),
     ],
 )
@@ -239,6 +244,81 @@ def test_files_that_will_not_do_are_found_before_anything_is_written(
     assert run(trained, "--repo", "me/net", "--output", output, *terms, *wrong) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("place", ["model.h5", "model.h5/below"])
+def test_an_output_that_is_a_file_is_left_alone(trained, tmp_path, capsys, place):
+    before = trained.read_bytes()
+    options = ["--repo", "me/net", "--license", "MIT", "--output", tmp_path / place]
+    assert run(trained, *options) == 2
+    assert "a file; expected a folder, or a new one" in capsys.readouterr().err
+    assert trained.read_bytes() == before
+
+
+@pytest.mark.parametrize("fact", ["license", "trained_on"])
+def test_the_card_does_not_contradict_the_file(trained, tmp_path, capsys, fact):
+    path, output = tmp_path / "said.h5", tmp_path / "out"
+    facts = {"license": "CC BY 4.0", "trained_on": "streets"}
+    models.save_checkpoint(keras_fcn.load_checkpoint(trained), path, facts=facts)
+    options = ["--repo", "me/net", "--output", output, "--dry-run"]
+    option = f"--{fact.replace('_', '-')}"
+    assert run(path, *options, option, "another") == 2
+    assert f"says {fact} '{facts[fact]}'" in capsys.readouterr().err
+    assert not output.exists()
+    assert run(path, *options, option, facts[fact]) == 0
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ({"builder": "classifier", "num_classes": 5}, "is a classifier"),
+        ({"builder": "late_fusion", "stride": 32, "num_classes": 3}, "takes depth"),
+        ({"stride": 32, "num_classes": 3, "input_channels": 4}, "takes depth"),
+    ],
+)
+def test_a_net_that_labels_no_photographs_has_no_scores_and_no_picture(
+    street, tmp_path, capsys, net, message
+):
+    path, output = tmp_path / "other.h5", tmp_path / "out"
+    facts = {"model": {"backbone": "alexnet", "width": 1 / 64, **net}}
+    model = models.build(facts)
+    model.set_weights([np.ones_like(array) for array in model.get_weights()])
+    weights.save(model, path, metadata=facts)
+    options = ["--repo", "me/net", "--output", output, "--license", "MIT", "--dry-run"]
+    for shown in (
+        ["--evaluate", *street, "--split", "val"],
+        ["--picture", f"{street[0]}/0.png"],
+    ):
+        assert run(path, *options, *shown) == 2
+        assert message in capsys.readouterr().err
+        assert not output.exists()
+    assert run(path, *options) == 0
+    assert sorted(file.name for file in output.iterdir()) == ["README.md", "net.h5"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError, 2)])
+def test_what_ends_halfway_leaves_the_folder_as_it_was(
+    trained, street, tmp_path, monkeypatch, capsys, error, status
+):
+    output = tmp_path / "new" / "out"
+    options = ["--repo", "me/net", "--output", output, "--license", "MIT", "--dry-run"]
+    options += ["--evaluate", *street, "--split", "noise", "--relabel", "3=255"]
+
+    def fail(*_, **__):
+        raise error("in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", fail)
+        assert run(trained, *options) == status
+        assert not output.parent.exists()
+    assert run(trained, *options) == 0
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    other = keras_fcn.load_checkpoint(trained)
+    other.get_layer("score_fr").kernel.assign(0 * other.get_layer("score_fr").kernel)
+    models.save_checkpoint(other, trained)
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    assert run(trained, *options) == status
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
 
 
 def test_a_net_of_two_heads_is_not_evaluated_on_one_folder(street, tmp_path, capsys):
@@ -263,3 +343,16 @@ def test_a_push_that_is_refused_keeps_what_was_to_be_pushed(
     assert (tmp_path / "out" / "net.h5").read_bytes() == trained.read_bytes()
     with pytest.raises(OSError, match="401"):
         HfApi().create_repo("me/net")
+
+
+def test_to_log_in_is_not_the_advice_where_nobody_answers(
+    server, trained, tmp_path, capsys
+):
+    server.shutdown()
+    server.server_close()
+    options = ["--repo", "me/net", "--output", tmp_path / "out", "--license", "MIT"]
+    assert run(trained, *options) == 2
+    error = capsys.readouterr().err
+    assert "could not be pushed" in error
+    assert "Run the same command again." in error
+    assert "log in" not in error.lower()

@@ -11,11 +11,14 @@ Log in with `hf auth login` before; --dry-run writes everything and pushes nothi
 """
 
 import argparse
+import contextlib
 import importlib.metadata
+import os
 import pathlib
 import re
 import shutil
 import sys
+import tempfile
 import tomllib
 
 from keras_fcn import (
@@ -66,7 +69,8 @@ def main(arguments=None):
         arguments: A list of strings; those of the process if None.
 
     Returns:
-        The exit status: 0, or 2 after an error, which is said in one sentence.
+        The exit status: 0, 2 after an error, which is said in one sentence, or 130
+        after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -74,6 +78,9 @@ def main(arguments=None):
     except (OSError, ValueError) as error:
         print(f"publish.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("publish.py: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -98,30 +105,89 @@ def _parser():
 
 
 def _publish(options):
+    _check(options)
+    name, output = _name(options), _output(options)
+    entry = _entry(options)
+    _check_shown(options, entry)
+    manifest.label_sets(entry)  # which the card names
+    source = _evaluated(options, entry)
+    photograph = images.read_image(options.picture) if options.picture else None
+    with _all_or_nothing(output) as room:
+        path = room / f"{name}.h5"
+        model = _write_weights(options, entry, path)
+        entry["measured"] = _measure(model, source, options) if source else {}
+        if options.picture:
+            _draw(model, entry, photograph, room / "example.png")
+        text = card(name, entry, options.repo, picture=bool(options.picture))
+        files.write_bytes(room / "README.md", text.encode())
+        written = sorted(part.name for part in room.iterdir())
+    print(f"Wrote {output}: {', '.join(written)}")
+    if not options.dry_run:
+        revision = _push(options, output, written, name)
+        path = output / f"{name}.h5"
+        facts = {"repo": options.repo, "revision": revision, "file": path.name}
+        entry["hub"] = {**facts, **files.measure(path)}
+        _complete_manifest(options.checkpoint, name, entry)
+
+
+def _name(options):
+    return options.checkpoint or options.repo.rpartition("/")[2]
+
+
+def _output(options):
+    return options.output or pathlib.Path("published", _name(options))
+
+
+def _check(options):
+    """Refuses what the options alone show to be wrong."""
+    from huggingface_hub.utils import validate_repo_id
+
+    if options.repo.count("/") != 1:
+        raise ValueError(f"--repo is {options.repo!r}; expected owner/name on the Hub.")
+    validate_repo_id(options.repo)
     if bool(options.evaluate) != bool(options.split):
         raise ValueError(
             "--evaluate and --split belong together: a score without its split says "
             "nothing. Give both or none."
         )
-    name = options.checkpoint or options.repo.rpartition("/")[2]
-    entry = _entry(options)
-    manifest.label_sets(entry)  # which the card names
-    source = _evaluated(options, entry)
-    photograph = images.read_image(options.picture) if options.picture else None
-    output = options.output or pathlib.Path("published", name)
-    path = output / f"{name}.h5"
-    model = _write_weights(options, entry, path)
-    entry["measured"] = _measure(model, source, options) if source else {}
-    if options.picture:
-        _draw(model, entry, photograph, output / "example.png")
-    text = card(name, entry, options.repo, picture=bool(options.picture))
-    files.write_bytes(output / "README.md", text.encode())
-    print(f"Wrote {output}: {', '.join(sorted(p.name for p in output.iterdir()))}")
-    if not options.dry_run:
-        revision = _push(options, output, name)
-        facts = {"repo": options.repo, "revision": revision, "file": path.name}
-        entry["hub"] = {**facts, **files.measure(path)}
-        _complete_manifest(options.checkpoint, name, entry)
+    if options.relabel and not options.evaluate:
+        raise ValueError(
+            "--relabel was given without --evaluate, which reads masks; leave it out."
+        )
+    cli_data.check_folder(_output(options))
+    if not options.source.is_file():
+        raise FileNotFoundError(
+            f"{options.source} is not a file; expected trained weights."
+        )
+    if options.picture and not options.picture.is_file():
+        raise FileNotFoundError(
+            f"--picture {options.picture} is not a file; expected a photograph."
+        )
+
+
+def _check_shown(options, entry):
+    """Refuses to score or to show a net that does not label photographs."""
+    if not (options.evaluate or options.picture):
+        return
+    cli_data.check_labels_pictures(entry, options.source)
+    model = entry["model"]
+    if model.get("builder") == "late_fusion" or model.get("input_channels", 3) != 3:
+        raise ValueError(
+            f"The net of {options.source} takes depth beside colour; --evaluate and "
+            "--picture are for nets of photographs alone. Leave them out."
+        )
+
+
+@contextlib.contextmanager
+def _all_or_nothing(output):
+    """Yields an empty folder whose files replace those of `output` at the end."""
+    near = next(place for place in (output, *output.parents) if place.is_dir())
+    with tempfile.TemporaryDirectory(dir=near, prefix=".publishing-") as room:
+        room = pathlib.Path(room)
+        yield room
+        output.mkdir(parents=True, exist_ok=True)
+        for part in room.iterdir():
+            os.replace(part, output / part.name)
 
 
 def _entry(options):
@@ -138,9 +204,16 @@ def _entry(options):
             f"{options.source} does not say what it is; expected --checkpoint, or an "
             ".h5 file. Port it with tools/convert_caffe.py first."
         )
-    given = {"license": options.license, "trained_on": options.trained_on}
     entry = models.checkpoint_entry(options.source)
-    entry |= {key: value for key, value in given.items() if value}
+    for key in ("license", "trained_on"):
+        given = getattr(options, key)
+        if given and entry.get(key, given) != given:
+            raise ValueError(
+                f"{options.source} says {key} {entry[key]!r}, and others will read it "
+                f"there; leave out --{key.replace('_', '-')}, which says {given!r}."
+            )
+        if given:
+            entry[key] = given
     if "license" not in entry:
         raise ValueError(
             f"{options.source} says nothing of its license; expected --license, the "
@@ -152,13 +225,10 @@ def _entry(options):
 def _write_weights(options, entry, path):
     """Ports or copies the weights, and returns the net that holds them."""
     if options.source.suffix in weights.SUFFIXES:
-        model = models.build(entry, options.source)  # before anything is written
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as target, open(options.source, "rb") as source:
-            shutil.copyfileobj(source, target)
+        model = models.build(entry, options.source)
+        shutil.copyfile(options.source, path)
         return model
     model = models.build(entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with progress.reporting(f"Porting {options.source}") as report:
         expected = entry.get("caffemodel", {})
         given = {"metadata": entry, "expected": expected, "progress": report}
@@ -302,24 +372,28 @@ def _scores_table(measured, published):
     return "\n".join(["| score | % | split | by |", "|---|---|---|---|", *lines])
 
 
-def _push(options, output, name):
-    """Uploads the folder and returns the commit."""
+def _push(options, output, written, name):
+    """Uploads the files written and returns the commit."""
     from huggingface_hub import HfApi, errors
 
     api = HfApi()
-    wanted = [f"{name}.h5", "README.md", *(["example.png"] if options.picture else [])]
     try:
         api.create_repo(options.repo, private=options.private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=options.repo,
             folder_path=output,
-            allow_patterns=wanted,
+            allow_patterns=written,
             commit_message=f"{name}, by keras_fcn",
         )
     except (errors.HTTPError, errors.LocalTokenNotFoundError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        unknown = isinstance(error, errors.LocalTokenNotFoundError)
+        refused = unknown or status in (401, 403)
+        how = "Log in with `hf auth login` as who may write there, then run"
         raise OSError(
-            f"{options.repo} could not be pushed: {error}. What was to be pushed is in "
-            f"{output}. Log in with `hf auth login` and run the same command again."
+            f"{options.repo} could not be pushed: {str(error).rstrip('.')}. What was "
+            f"to be pushed is in {output}. {how if refused else 'Run'} the same "
+            "command again."
         ) from error
     print(f"Pushed to hf://{options.repo}@{commit.oid}")
     return commit.oid
