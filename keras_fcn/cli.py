@@ -397,6 +397,7 @@ def _convert(options):
 
     from keras_fcn import files, models, porting, weights
 
+    cli_data.check_file(options.output, *weights.SUFFIXES)
     entry, output = _entry_of(options), pathlib.Path(options.output)
     with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
         model = models.build(entry)

@@ -241,9 +241,9 @@ def evaluate(options):
     from keras_fcn import checkpoints, manifest, models
 
     if options.json:
-        _check_file(options.json)
+        check_file(options.json)
     if options.picture:
-        _check_file(options.picture, ".png")
+        check_file(options.picture, ".png")
     entry = models.checkpoint_entry(options.checkpoint)
     check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
@@ -278,15 +278,22 @@ def _score(data, model, source, weights, file, picture, looks):
         protocols.draw(record, picture)
 
 
-def _check_file(path, suffix=""):
-    """Raises what would else be said when all is computed, and lost."""
+def check_file(path, *suffixes):
+    """Raises `ValueError` for what would else be said when all is computed, and lost.
+
+    Args:
+        path: Of a file to write.
+        suffixes: Of its name, such as ".png", one of which is expected; any if none.
+    """
     path = pathlib.Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(
             f"{path} cannot be written; expected a file's name in a folder that exists."
         )
-    if not path.name.lower().endswith(suffix):
-        raise ValueError(f"{path}: expected a name that ends in {suffix}.")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"{path}: expected a name that ends in {' or '.join(suffixes)}."
+        )
 
 
 def check_folder(path):

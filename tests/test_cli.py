@@ -366,6 +366,22 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["evaluate", "camvid", "--json", "{images}"], "images cannot be written"),
         (["evaluate", "camvid", "--json", "no/where.json"], "no/where.json cannot be"),
         (["evaluate", "camvid", "--picture", "x.jpg"], "a name that ends in .png"),
+        (
+            "convert {net} --output o --backbone vgg16 --classifier".split(),
+            "o: expected a name that ends in .h5 or .hdf5",
+        ),
+        (
+            "convert {net} --output no/where.h5 --checkpoint vgg16-8s-voc".split(),
+            "no/where.h5 cannot be written; expected a file's name",
+        ),
+        (
+            "convert {net} --output {images} --checkpoint vgg16-8s-voc".split(),
+            "images cannot be written; expected a file's name",
+        ),
+        (
+            "convert absent --output o.h5 --checkpoint vgg16-8s-voc".split(),
+            "absent is not a file; expected trained weights",
+        ),
         (["check-data", "{images}", "nowhere"], None),
         (["predict", "{images}", "--checkpoint", "vgg16-imagenet"], "is a classifier"),
         (

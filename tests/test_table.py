@@ -82,5 +82,14 @@ def test_a_page_without_both_markers_is_named_and_left_alone(tmp_path, capsys, k
         assert tool.main([action, str(path)]) == 2
         assert str(path) in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert tool.main(["--check", str(tmp_path / "nowhere.md")]) == 2
-    assert "nowhere.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["absent.md", "folder.md", "latin-1.md"])
+def test_no_page_is_written_if_one_cannot_be(toys, page, tmp_path, capsys, wrong):
+    (tmp_path / "folder.md").mkdir()
+    (tmp_path / "latin-1.md").write_text("S\xfcd", "latin-1")
+    before = page.read_bytes()
+    for action in ("--check", "--write"):
+        assert tool.main([action, str(page), str(tmp_path / wrong)]) == 2
+        assert f"{wrong} cannot be read" in capsys.readouterr().err
+    assert page.read_bytes() == before

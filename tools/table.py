@@ -38,12 +38,12 @@ def main(arguments=None):
         return 0
     status = 0
     try:
-        for path in options.check or options.write:
-            page = path.read_text(encoding="utf-8")
-            new = replace_table(page, path)
+        pages = {path: read_page(path) for path in options.check or options.write}
+        changed = {path: replace_table(page, path) for path, page in pages.items()}
+        for path, new in changed.items():
             if options.write:
                 write_bytes(path, new.encode())
-            elif new != page:
+            elif new != pages[path]:
                 print(
                     f"{path} has another table than the manifest; run "
                     f"python tools/table.py --write {path}",
@@ -54,6 +54,23 @@ def main(arguments=None):
         print(f"table.py: error: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def read_page(path):
+    """Returns the text of a page.
+
+    Args:
+        path: Of the page.
+
+    Raises:
+        ValueError: If it is no file, or no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); expected a page of text in UTF-8."
+        ) from error
 
 
 def table():
