@@ -13,9 +13,9 @@ import pathlib
 
 import numpy as np
 from PIL import Image
+from running import one_sentence
 
-from keras_fcn import images, load_checkpoint, manifest, models, segment
-from keras_fcn.cli_data import add_relabel
+from keras_fcn import cli_data, images, load_checkpoint, manifest, models, segment
 from keras_fcn.datasets import folder
 from keras_fcn.labels import VOID
 from keras_fcn.progress import track
@@ -58,11 +58,21 @@ def main():
     add("picture", type=pathlib.Path, help="what to write")
     add("--worst", type=int, default=3, help="how many, one of each such part (3)")
     add("--with-images", action="store_true", help="draw the pictures, too")
-    add_relabel(parser)
-    options = parser.parse_args()
-    sets = manifest.label_sets(models.checkpoint_entry(options.checkpoint))
+    cli_data.add_relabel(parser)
+    with one_sentence():
+        draw(parser.parse_args())
+
+
+def draw(options):
+    """Does what the command line asks for."""
+    cli_data.check_file(options.picture, ".png")
+    entry = models.checkpoint_entry(options.checkpoint)
+    cli_data.check_labels_pictures(entry, options.checkpoint)
+    sets = manifest.label_sets(entry)
     if len(sets) != 1 or options.worst < 1:
-        parser.error("expected a checkpoint of one head with names, and --worst from 1")
+        raise ValueError(
+            "Expected a checkpoint of one head with names, and --worst from 1."
+        )
     [known] = sets.values()
     model = load_checkpoint(options.checkpoint)
     pairs = folder.pairs(options.images, options.masks)

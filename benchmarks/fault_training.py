@@ -7,10 +7,13 @@ named. Names of backends as arguments leave out the others. Full disks take root
 exit status is 1 if a promise was broken.
 """
 
+import argparse
 import os
 import pathlib
 import subprocess
 import sys
+
+from running import add_names
 
 BACKENDS = ("torch", "tensorflow", "jax")
 TESTS = pathlib.Path(__file__).parent.parent / "tests" / "test_callbacks.py"
@@ -67,10 +70,16 @@ def run(promises):
     return status
 
 
-def main(backends):
-    """Tries all on each backend, in a process of its own."""
+def main():
+    """Tries all on each backend, in a process of its own; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_names(parser, "backends", BACKENDS)
+    parser.add_argument("--promises", type=int, nargs="+", choices=PROMISES)
+    options = parser.parse_args()
+    if options.promises:
+        return run(options.promises)
     failed = False
-    for i, backend in enumerate(backends):
+    for i, backend in enumerate(options.backends):
         promises = list(PROMISES)[: None if i == 0 else 1]
         environment = {
             **os.environ,
@@ -83,6 +92,4 @@ def main(backends):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--promises"]:
-        sys.exit(run([int(number) for number in sys.argv[2:]]))
-    sys.exit(main(sys.argv[1:] or BACKENDS))
+    sys.exit(main())

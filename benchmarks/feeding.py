@@ -14,6 +14,7 @@ import time
 
 import keras
 import numpy as np
+from running import one_sentence
 
 import keras_fcn
 from keras_fcn import cli_data
@@ -29,17 +30,22 @@ WAYS = {
 SECONDS = 10
 
 
+def endless(batches):
+    """Goes through the epochs, one after the other."""
+    for epoch in itertools.count():
+        batches.seek(epoch)
+        yield from batches
+
+
 def rate(batches):
     """Pictures a second, over and over through the epochs."""
     for _ in batches:  # fills a cache
         pass
     read, began = 0, time.perf_counter()
-    for epoch in itertools.count(1):
-        batches.seek(epoch)
-        for pictures, _ in batches:
-            read += len(pictures)
-            if time.perf_counter() - began > SECONDS:
-                return read / (time.perf_counter() - began)
+    for pictures, _ in endless(batches):
+        read += len(pictures)
+        if time.perf_counter() - began > SECONDS:
+            return read / (time.perf_counter() - began)
 
 
 def main():
@@ -49,8 +55,9 @@ def main():
     parser.add_argument("masks")
     cli_data.add_relabel(parser)
     options = parser.parse_args()
-    found = pairs(options.images, options.masks)[:120]
-    source = Folder(found, 255, relabel=dict(options.relabel))
+    with one_sentence():
+        found = pairs(options.images, options.masks)[:120]
+        source = Folder(found, 255, relabel=dict(options.relabel))
     for name, how in WAYS.items():
         print(f"{name:32} {rate(Batches(source, **how)):8.1f} pictures/s", flush=True)
     model = keras_fcn.fcn("googlenet", 8, 11)
@@ -60,7 +67,7 @@ def main():
     backend = keras.backend.backend()
     for name, stream in (
         (f"training, one batch, {backend}", itertools.repeat(one, 8)),
-        (f"training, read ahead, {backend}", itertools.islice(batches, 8)),
+        (f"training, read ahead, {backend}", itertools.islice(endless(batches), 8)),
     ):
         ends = []
         for pictures, labels in stream:

@@ -228,6 +228,9 @@ def main():
         "--findings", type=pathlib.Path, default=pathlib.Path("weights_findings")
     )
     given = parser.parse_args()
+    asked = given.mutants, given.truncate
+    if min(given.mutants, given.first) < 0 or not any(asked):
+        parser.error("expected --mutants from 1 or --truncate")
     with tempfile.TemporaryDirectory() as folder:
         files = seeds(pathlib.Path(folder))
     kept = []

@@ -7,13 +7,12 @@ same). One image at a time through `keras_fcn.segment`, as `keras-fcn
 predict` does, after one that is not counted. Prints the median of ten.
 """
 
-import os
+import argparse
 import statistics
-import subprocess
-import sys
 import time
 
-BACKENDS = ("tensorflow", "jax", "torch")
+from running import on_backends
+
 NETS = {
     "googlenet-4s": {"backbone": "googlenet", "stride": 4, "weights": "camvid"},
     "googlenet-8s": {"backbone": "googlenet", "stride": 8, "weights": "camvid"},
@@ -21,8 +20,9 @@ NETS = {
 }
 
 
-def measure():
+def measure(_):
     """Prints images per second of each net on the backend of this process."""
+    import keras
     import numpy as np
 
     import keras_fcn
@@ -37,16 +37,14 @@ def measure():
             keras_fcn.segment(model, image)
             seconds.append(time.perf_counter() - began)
         rate = 1 / statistics.median(seconds)
-        print(f"{os.environ['KERAS_BACKEND']:12}{name:13}{rate:6.2f}", flush=True)
+        print(f"{keras.backend.backend():12}{name:13}{rate:6.2f}", flush=True)
 
 
-def main(backends):
+def main():
     """Measures in a process for each backend."""
-    print(f"{'backend':12}{'net':13}images per second")
-    for backend in backends:
-        environment = {**os.environ, "KERAS_BACKEND": backend}
-        subprocess.run([sys.executable, __file__, "--one"], env=environment, check=True)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    on_backends(measure, parser, f"{'backend':12}{'net':13}images per second")
 
 
 if __name__ == "__main__":
-    measure() if sys.argv[1:] == ["--one"] else main(sys.argv[1:] or BACKENDS)
+    main()

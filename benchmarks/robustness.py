@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 from PIL import Image, ImageFilter
+from running import one_sentence
 
 from keras_fcn import load_checkpoint, metrics, segment
 from keras_fcn.cli_data import add_relabel
@@ -63,7 +64,7 @@ def resized(array, factor, resample):
 
 
 def mean_iou(model, source, change, factor, name):
-    """Returns the mean IU of a net over a source, in per cent."""
+    """Returns the mean IU of a net over a source, a share."""
     classes = model.output.shape[-1]
     matrix = np.zeros((classes, classes), int)
     for i in track(range(len(source)), name):
@@ -73,7 +74,7 @@ def mean_iou(model, source, change, factor, name):
             image = resized(image, factor, Image.Resampling.BICUBIC)
             truth = resized(truth, factor, Image.Resampling.NEAREST)
         matrix += metrics.confusion_matrix(truth, segment(model, image), classes)
-    return 100 * metrics.scores(matrix)["mean_iou"]
+    return metrics.scores(matrix)["mean_iou"]
 
 
 def main():
@@ -81,22 +82,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=pathlib.Path)
     parser.add_argument("masks", type=pathlib.Path)
-    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("checkpoints", nargs="+", metavar="checkpoint")
     add_relabel(parser)
-    options = parser.parse_args()
+    with one_sentence():
+        score(parser.parse_args())
+
+
+def score(options):
+    """Does what the command line asks for, row by row."""
     models = {name: load_checkpoint(name) for name in options.checkpoints}
     pairs = folder.pairs(options.images, options.masks)
-    rows = []
+    print(f"| | {' | '.join(map(str, models))} |\n|---|{'---|' * len(models)}")
     for condition, (change, factor) in CONDITIONS.items():
         scores = []
         for model in models.values():
             classes = model.output.shape[-1]
             source = folder.Folder(pairs, classes, relabel=dict(options.relabel))
             scores.append(mean_iou(model, source, change, factor, condition))
-        rows.append((condition, scores))
-    print(f"| | {' | '.join(map(str, models))} |\n|---|{'---|' * len(models)}")
-    for condition, scores in rows:
-        print(f"| {condition} | {' | '.join(f'{score:.1f}' for score in scores)} |")
+        row = " | ".join(f"{100 * score:.1f}" for score in scores)
+        print(f"| {condition} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 import pathlib
 import sys
 
-from strides import LABELS, folders, keras_fcn
+from strides import check_folders, folders, keras_fcn, train
 
 RECIPE = (
     "--batch-norm --scale 0.6 2 --color 0.4 --tint 0.15 --blur 1.5 --noise 8"
@@ -25,13 +25,8 @@ LOOKS = ("", "--mirror", "--mirror --scales 1 1.5")
 
 def split(camvid, run, sequence):
     """Links train's files in two folders of `run`, `rest` and `held`; returns both."""
+    check_folders(camvid)  # val is scored at the end
     sources = folders(camvid, "train")
-    for source in (*sources, *folders(camvid, "val")):  # val is scored at the end
-        if not source.is_dir():
-            sys.exit(
-                f"{source} is no folder; expected the folder of CamVid's {{train,"
-                "val}/{images,labels}."
-            )
     known = {file.name.split("_")[0] for file in sources[0].iterdir()}
     if sequence not in known or len(known) < 2:
         names = ", ".join(sorted(known))
@@ -59,12 +54,9 @@ def main():
     options = parser.parse_args()
     run = options.runs / options.sequence
     rest, held = split(options.camvid, run, options.sequence)
+    recipe = [*RECIPE, *options.options]
+    train((rest / "images", rest / "labels"), run / "net", recipe)
     model = run / "net" / "model.h5"
-    if not model.exists():
-        stopped = any((run / "net" / "state").glob("*.npz"))
-        how = [*RECIPE, *options.options, *(["--resume"] if stopped else [])]
-        data = rest / "images", rest / "labels", *LABELS
-        keras_fcn("train", *data, *how, "--output", model.parent)
     for data in ((held / "images", held / "labels"), folders(options.camvid, "val")):
         for looks in LOOKS:
             how = "--relabel", "11=255", "--checkpoint", model, *looks.split()

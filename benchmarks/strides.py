@@ -14,11 +14,13 @@ with --nets-only without the image and the truth, which are not ours to publish.
 import argparse
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
 
 import numpy as np
+from running import add_names, one_sentence
 
 ROWS = ("googlenet-32s", "googlenet-16s", "googlenet-8s", "alexnet-32s", "alexnet-8s")
 BUDGET = "--epochs 8 --crop 192 --scale 0.7 1.4".split()
@@ -40,18 +42,51 @@ def folders(camvid, split):
     return camvid / split / "images", camvid / split / "labels"
 
 
+def check_folders(camvid):
+    """Ends the script if one of CamVid's folders is missing."""
+    for folder in (*folders(camvid, "train"), *folders(camvid, "val")):
+        if not folder.is_dir():
+            sys.exit(
+                f"{folder} is no folder; expected the folder of CamVid's {{train,"
+                "val}/{images,labels}."
+            )
+
+
+def train(data, run, recipe):
+    """Runs `keras-fcn train`, as far as that is not done.
+
+    Args:
+        data: The folders of images and of masks.
+        run: The folder to write.
+        recipe: Options of the command, which are those of a `run` that exists.
+
+    Returns:
+        The seconds that it took; None if it was there, or went on.
+    """
+    how, command = [*LABELS, *recipe], run / "command.sh"
+    if command.exists():
+        said = command.read_text().splitlines()[1]
+        if f" {shlex.join(how)} --output " not in said:
+            sys.exit(
+                f"{run} was trained by `{said}`; expected {shlex.join(recipe)}. Give "
+                "the same options, or another folder."
+            )
+    if (run / "model.h5").exists():
+        return None
+    resume = ["--resume"] if any((run / "state").glob("*.npz")) else []
+    began = time.perf_counter()
+    keras_fcn("train", *data, *how, "--output", run, *resume)
+    return None if resume else time.perf_counter() - began
+
+
 def row(camvid, run, name):
     """Trains and scores one net, as far as that is not done; returns its scores."""
     backbone, stride = name.removesuffix("s").split("-")
     model, scores, clock = run / "model.h5", run / "val.json", run / "seconds.txt"
-    if not model.exists():
-        began = time.perf_counter()
-        resume = ["--resume"] if any((run / "state").glob("*.npz")) else []
-        net = ["--backbone", backbone, "--stride", stride]
-        train = [*folders(camvid, "train"), *LABELS, *net, *BUDGET]
-        keras_fcn("train", *train, "--output", run, *resume)
-        if not resume:
-            clock.write_text(f"{time.perf_counter() - began:.0f}")
+    net = ["--backbone", backbone, "--stride", stride]
+    seconds = train(folders(camvid, "train"), run, [*net, *BUDGET])
+    if seconds:
+        clock.write_text(f"{seconds:.0f}")
     if not scores.exists():
         data = [*folders(camvid, "val"), "--relabel", "11=255"]
         keras_fcn("evaluate", *data, "--checkpoint", model, "--json", scores)
@@ -67,7 +102,10 @@ def picture(camvid, runs, names, path, nets_only):
     from keras_fcn.labels import LABEL_SETS
 
     images, labels = folders(camvid, "val")
-    image = read_image(next(images.glob(f"{IMAGE}.*")))
+    photographs = sorted(images.glob(f"{IMAGE}.*"))
+    if not photographs:
+        raise FileNotFoundError(f"{images} has no {IMAGE}; expected CamVid's val.")
+    image = read_image(photographs[0])
     truth = read_labels(labels / f"{IMAGE}.png")
     truth[truth == 11] = 255
     palette = LABEL_SETS["camvid"].palette
@@ -86,13 +124,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("camvid", type=pathlib.Path)
     parser.add_argument("runs", type=pathlib.Path)
-    parser.add_argument("rows", nargs="*", default=ROWS)
+    add_names(parser, "rows", ROWS)
     parser.add_argument("--picture", help="file to draw instead of a table")
     parser.add_argument("--nets-only", action="store_true")
     options = parser.parse_args()
+    check_folders(options.camvid)
     if options.picture:
-        places = options.camvid, options.runs
-        picture(*places, options.rows, options.picture, options.nets_only)
+        with one_sentence():
+            places = options.camvid, options.runs
+            picture(*places, options.rows, options.picture, options.nets_only)
         return
     rows = {n: row(options.camvid, options.runs / n, n) for n in options.rows}
     print("| net | pixel accuracy | mean accuracy | mean IU | f.w. IU | seconds |")

@@ -4,6 +4,7 @@ import argparse
 import functools
 import math
 import pathlib
+import shlex
 import sys
 import warnings
 
@@ -26,7 +27,9 @@ def main(arguments=None):
         The exit status: 0; 1 where `check-data` warns; 2 after an error, which is said
         in one sentence; 130 after Ctrl-C.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parser().parse_args(arguments)
+    parsed.typed = shlex.join(["keras-fcn", *arguments])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", module=r"keras_fcn\b")

@@ -482,6 +482,8 @@ def _train(options):
         training.fix_trunk(model)
     _compile(model, options, recipe, source, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
+    if devices.is_first():
+        _note_command(output / "command.sh", options.typed)
     snapshots = callbacks.Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
     validated = validation and Batches(
@@ -515,6 +517,18 @@ def _train(options):
         if validation:
             written = output / "scores.json", output / "confusion.png"
             _score(data, model, validation, output / "model.h5", *written, {})
+
+
+def _note_command(path, typed):
+    """Adds to a file what was typed, when and with which versions; it can be run."""
+    import datetime
+
+    from keras_fcn import protocols
+
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    known = ", ".join(f"{name} {value}" for name, value in protocols.versions().items())
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"# {now}; {known}\n{typed}\n")
 
 
 def _compile(model, options, recipe, source, steps):

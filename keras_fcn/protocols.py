@@ -233,7 +233,7 @@ def evaluate(
     facts = {
         "looks": {"mirror": mirror, "scales": list(scales)},
         "weights": {"sha256": fingerprint(model), "file": _file(weights)},
-        "versions": _versions(),
+        "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     result = evaluation.evaluate(
@@ -440,7 +440,8 @@ def _file(path):
     return path and {"name": pathlib.Path(path).name, **files.measure(path)}
 
 
-def _versions():
+def versions():
+    """Returns the versions of what numbers depend on, and which backend it is."""
     try:
         own = importlib.metadata.version("keras-fcn")
     except importlib.metadata.PackageNotFoundError:

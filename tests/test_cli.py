@@ -2,6 +2,7 @@ import functools
 import json
 import math
 import pathlib
+import shlex
 
 import keras
 import numpy as np
@@ -201,6 +202,12 @@ def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, stree
     assert main([*options, "--validation", *street]) == 0
     longer = [*options[:-1], "2", "--validation", *street]
     assert main([*longer, "--resume"]) == 0
+    notes = (output / "command.sh").read_text().splitlines()
+    assert [shlex.split(note) for note in notes[1::2]] == [
+        ["keras-fcn", *options, "--validation", *street],
+        ["keras-fcn", *longer, "--resume"],
+    ]
+    assert all(f", keras {keras.__version__}, " in note for note in notes[::2])
     entry = weights.metadata(output / "model.h5")
     assert entry["labels"]["names"] == ["left", "right"]
     rows = (output / "log.csv").read_text().splitlines()

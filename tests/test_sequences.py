@@ -1,5 +1,7 @@
 """benchmarks/sequences.py: no frame of the sequence held out is trained on."""
 
+import shlex
+
 import pytest
 import scripts
 
@@ -48,3 +50,27 @@ def test_a_sequence_that_is_none_is_said(camvid, script, tmp_path):
     with pytest.raises(SystemExit, match="'0006R' is not one of train's"):
         script.split(camvid, tmp_path / "run", "0006R")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_trained_in_another_way_is_not_taken(script, tmp_path, monkeypatch):
+    import strides
+
+    typed, run = [], tmp_path / "run"
+
+    def note(command, *arguments):
+        run.mkdir(exist_ok=True)
+        typed.append(shlex.join(["keras-fcn", command, *map(str, arguments)]))
+        (run / "command.sh").write_text(f"# when\n{typed[-1]}\n")
+
+    monkeypatch.setattr(strides, "keras_fcn", note)
+    assert strides.train(["images", "masks"], run, ["--epochs", "3"]) is not None
+    (run / "state").mkdir()
+    (run / "state" / "epoch-0001-batch-000000.npz").touch()
+    assert strides.train(["images", "masks"], run, ["--epochs", "3"]) is None
+    assert typed[1] == f"{typed[0]} --resume"
+    (run / "model.h5").touch()
+    assert strides.train(["images", "masks"], run, ["--epochs", "3"]) is None
+    assert len(typed) == 2
+    for recipe in ([], ["--epochs", "33"], ["--epochs", "3", "--crop", "9"]):
+        with pytest.raises(SystemExit, match="run was trained by `keras-fcn train"):
+            strides.train(["images", "masks"], run, recipe)

@@ -1,6 +1,7 @@
 """tools/train_camvid.py, with a training in place of which its command is kept."""
 
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
@@ -64,6 +65,28 @@ def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
     assert seen[0][-2:] == (tmp_path / second, "--resume")
     assert all("--resume" not in arguments for arguments in seen[1:])
     assert len(seen) == len(tool.STAGES) - 1
+
+
+def test_a_stage_that_was_trained_in_another_way_is_not_taken(tmp_path, monkeypatch):
+    first, *_ = tool.STAGES
+    typed = []
+
+    def note(command, *arguments):
+        run = arguments[arguments.index("--output") + 1]
+        run.mkdir(parents=True, exist_ok=True)
+        typed.append(shlex.join(["keras-fcn", command, *map(str, arguments)]))
+        (run / "command.sh").write_text(f"# when\n{typed[-1]}\n")
+        (run / "model.h5").touch()
+
+    monkeypatch.setattr(tool, "keras_fcn", note)
+    tool.train(CAMVID, tmp_path, ["--epochs", "1"])
+    tool.train(CAMVID, tmp_path, ["--epochs", "1"])
+    assert len(typed) == len(tool.STAGES)
+    for options in ([], ["--epochs", "1", "--seed", "2"], ["--epochs", "11"]):
+        with pytest.raises(
+            SystemExit, match=f"{first} was trained by `keras-fcn train"
+        ):
+            tool.train(CAMVID, tmp_path, options)
 
 
 def test_a_stage_that_fails_ends_it(tmp_path):

@@ -13,6 +13,7 @@ What each stage brought, and how long it took: docs/camvid.md.
 
 import argparse
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -60,13 +61,29 @@ def train(camvid, runs, options=()):
     """
     data = [camvid / "train" / "images", camvid / "train" / "labels", *DATA.split()]
     for stage, (before, recipe) in STAGES.items():
-        run = runs / stage
+        run, how = runs / stage, [*recipe.split(), *options]
+        check_command(run / "command.sh", how)
         if not (run / "model.h5").exists():
             stopped = any((run / "state").glob("*.npz"))
             goes_on = ["--resume"] if stopped else []
             start = ["--init", runs / before / "model.h5"] if before else []
-            how = [*start, *recipe.split(), *options, "--output", run, *goes_on]
-            keras_fcn("train", *data, *how)
+            keras_fcn("train", *data, *start, *how, "--output", run, *goes_on)
+
+
+def check_command(path, how):
+    """Ends this process if a stage that is there was trained in another way.
+
+    Args:
+        path: Of what `keras-fcn train` has written of itself there, if anything.
+        how: The options that are expected.
+    """
+    if path.exists():
+        said = path.read_text(encoding="utf-8").splitlines()[1]
+        if f" {shlex.join(how)} --output " not in said:
+            sys.exit(
+                f"{path.parent} was trained by `{said}`; expected {shlex.join(how)}. "
+                "Give the same options, or another folder."
+            )
 
 
 def ship(runs):
