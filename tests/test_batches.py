@@ -11,6 +11,7 @@ from keras_fcn.datasets.batches import (
     MEAN_COLOR,
     Batches,
     cut,
+    label_counts,
     sample_cells,
 )
 from keras_fcn.layers import Preprocess
@@ -445,6 +446,20 @@ class Invented:
 
     def __getitem__(self, index):
         return self.samples[index]
+
+    def labels(self, index):
+        return self.samples[index][1]
+
+
+def test_the_labels_of_each_head_are_counted_by_themselves():
+    sem, geo = [np.uint8([[0, 0, 7]]), np.uint8([[7], [VOID]])], np.uint8([[2, 1, 2]])
+    source = Invented(*((None, {"geo": geo, "sem": labels}) for labels in sem))
+    for head, expected in {
+        "sem": {0: 2, 7: 2, VOID: 1},
+        "geo": {1: 2, 2: 4},
+    }.items():
+        counts = label_counts(source, head)
+        assert {label: counts[label] for label in np.flatnonzero(counts)} == expected
 
 
 def test_streams_and_heads_are_changed_alike(tmp_path):

@@ -28,12 +28,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from keras_fcn import callbacks, images
 from keras_fcn.callbacks import Averages, Divergence, Log, Snapshots, averaged, restore
 from keras_fcn.datasets.batches import Batches
-from keras_fcn.labels import LabelSet, voc_colormap
+from keras_fcn.labels import VOID, LabelSet, voc_colormap
 from keras_fcn.models import fcn
 from keras_fcn.training import compile_modern
 
@@ -409,6 +409,16 @@ def test_an_epoch_that_was_left_half_way_is_a_stretch_of_its_own(whole, tmp_path
     take(whole, tmp_path, (2, 0))
     assert next(stretches) == (2, 3)
     assert (batches.epoch, batches.first) == (2, 0)
+
+
+def test_a_training_that_was_told_to_stop_half_way_is_not_gone_on_with(whole, tmp_path):
+    take(whole, tmp_path, (1, 2))
+    model = net()
+    stretches = Snapshots(tmp_path, data()).stretches(model, 3)
+    assert next(stretches) == (1, 2)
+    model.stop_training = True  # as a callback does
+    take(whole, tmp_path, (2, 0))
+    assert list(stretches) == []
 
 
 def test_a_fit_without_the_snapshots_is_found_out(whole, tmp_path):
@@ -1042,6 +1052,38 @@ def test_callbacks_that_failed_and_then_ended_leave_ctrl_c_alone(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
 
+class Clock(keras.callbacks.Callback):
+    """A clock on which each batch takes as long as is said, and nothing else does."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.now = iter(seconds), 7200
+
+    def monotonic(self):
+        return self.now
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.now += next(self.seconds)
+
+
+def test_within_an_epoch_a_snapshot_is_written_ten_minutes_after_the_last_one(
+    tmp_path, monkeypatch
+):
+    #              the third is due    | so is the fourth, not the first
+    seconds = [300, 299, 1, 599, 400] + [200, 399, 0, 1, 599]
+    clock, seen = Clock(seconds), []
+    monkeypatch.setattr(callbacks, "time", clock)
+
+    class Seen(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.extend(at for at in position(tmp_path) if at not in seen)
+
+    batches = data()
+    shown = [clock, Snapshots(tmp_path / "state", batches), Seen()]
+    net().fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=shown)
+    assert seen == [(0, 3), (1, 0), (1, 4)]
+
+
 def test_without_batches_whole_epochs_are_written(tmp_path):
     model, snapshots = net(), Snapshots(tmp_path, minutes=0)
     data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
@@ -1228,6 +1270,18 @@ class Scene(Invented):
         return picture, {"sem": labels, "geo": labels % 2}
 
 
+def assert_row(sheet, row, picture, truth, prediction, palette):
+    """Checks the panels of a row, 12 x 14 pixels each."""
+    wanted = [
+        picture,
+        *(images.overlay(picture, x, palette) for x in (truth, prediction)),
+    ]
+    for column, panel in enumerate(wanted):
+        top, left = 24 + row * (12 + 8), column * (14 + 8)
+        part = sheet[top : top + 12, left : left + 14]
+        np.testing.assert_array_equal(part, panel)
+
+
 def test_overlays_show_picture_truth_and_what_the_averages_predict(target, tmp_path):
     source = Invented()
     shown = callback(callbacks.Overlays(source, tmp_path / "new", count=2), target)
@@ -1241,14 +1295,7 @@ def test_overlays_show_picture_truth_and_what_the_averages_predict(target, tmp_p
             picture, labels = source[index]
             logits = target.predict_on_batch(np.float32(picture)[None])
             found = images.decode_segmentation(logits)[0]
-            wanted = [
-                picture,
-                *(images.overlay(picture, x, palette) for x in (labels, found)),
-            ]
-            for column, panel in enumerate(wanted):
-                top, left = 24 + row * (12 + 8), column * (14 + 8)
-                part = sheet[top : top + 12, left : left + 14]
-                np.testing.assert_array_equal(part, panel)
+            assert_row(sheet, row, picture, labels, found, palette)
     assert sheet.shape[1] > 3 * (14 + 8)  # a legend beside them
 
 
@@ -1260,14 +1307,79 @@ def test_overlays_of_several_heads_are_a_picture_each_and_on_the_board(tmp_path)
         {head: layers.Conv2D(n, 1, name=head)(image) for head, n in heads.items()},
     )
     model.compile("sgd", {head: "mse" for head in heads})
-    seen = []
+    seen, source = [], Scene()
     board = types.SimpleNamespace(picture=lambda *what: seen.append(what))
-    callback(callbacks.Overlays(Scene(), tmp_path, board=board), model).on_epoch_end(0)
+    callback(callbacks.Overlays(source, tmp_path, board=board), model).on_epoch_end(0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "epoch-0001-geo.png",
         "epoch-0001-sem.png",
     ]
     assert [(name, epoch) for name, _, epoch in seen] == [("sem", 0), ("geo", 0)]
+    for head, sheet, _ in seen:
+        file = images.read_image(tmp_path / f"epoch-0001-{head}.png")
+        np.testing.assert_array_equal(file, sheet)
+        for row, index in enumerate((0, 3, 6, 9)):
+            inputs, labels = source[index]
+            logits = model.predict_on_batch(np.float32(inputs)[None])[head]
+            found = images.decode_segmentation(logits)[0]
+            palette = source.label_sets[head].palette
+            picture = np.uint8(inputs[..., :3])
+            assert_row(sheet, row, picture, labels[head], found, palette)
+
+
+def test_a_net_of_one_head_is_on_the_board_as_its_segmentation(target, tmp_path):
+    seen = []
+    board = types.SimpleNamespace(picture=lambda *what: seen.append(what))
+    overlays = callbacks.Overlays(Invented(), tmp_path, count=1, board=board)
+    callback(overlays, target).on_epoch_end(4)
+    [(name, sheet, epoch)] = seen
+    assert (name, epoch) == ("segmentation", 4)
+    np.testing.assert_array_equal(sheet, images.read_image(tmp_path / "epoch-0005.png"))
+
+
+def ink(picture):
+    """What is not white of a picture, without the white around it."""
+    rows, columns = np.nonzero((picture != 255).any(axis=-1))
+    return picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def word(text, size):
+    """A word in black on white."""
+    canvas = Image.new("RGB", (200, 40), "white")
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(canvas).text((10, 10), text, "black", font)
+    return ink(np.array(canvas))
+
+
+RED, BLUE, HALF_RED, HALF_BLUE = (200, 0, 0), (0, 0, 200), (100, 0, 0), (0, 0, 100)
+
+
+def test_each_panel_stands_below_its_title_and_a_legend_beside_them_all():
+    palette = np.array([(0, 200, 0), RED, (200, 200, 0), BLUE], np.uint8)
+    label_set = LabelSet(("grass", "roof", "sand", "sea"), palette)
+    picture, maps = np.zeros((80, 100, 3), np.uint8), np.full((2, 80, 100), VOID)
+    (truth, prediction), maps[:, :, 50:] = maps, [[[1]], [[3]]]
+    sheet = callbacks.compare([(picture, truth, prediction)] * 2, label_set)
+    titles = [sheet[:24, left : left + 108] for left in (0, 108, 216)]
+    for title, text in zip(titles, ("picture", "truth", "prediction"), strict=True):
+        np.testing.assert_array_equal(ink(title), word(text, 16))
+    for top in (24, 112):
+        row = sheet[top : top + 80, :316]
+        assert not row[:, :100].any()
+        for left, color in ((108, HALF_RED), (216, HALF_BLUE)):
+            assert not row[:, left : left + 50].any()
+            assert (row[:, left + 50 : left + 100] == color).all()
+        assert (row[:, [*range(100, 108), *range(208, 216)]] == 255).all()
+    beside = sheet[:, 316:]
+    tops = []
+    for color, name in ((RED, "roof"), (BLUE, "sea")):
+        rows, columns = np.nonzero((beside == color).all(axis=-1))
+        line = beside[rows.min() - 4 : rows.max() + 4, columns.max() + 3 :]
+        np.testing.assert_array_equal(ink(line), word(name, 14))
+        tops.append(rows.min())
+    assert tops == sorted(tops)
+    for color in (palette[0], palette[2]):  # which are nowhere to be seen
+        assert not (beside == color).all(axis=-1).any()
 
 
 def test_large_pictures_are_shrunk_and_stay_in_proportion():
@@ -1290,6 +1402,53 @@ def test_curves_are_drawn_of_what_there_is(tmp_path):
     for color, halves in ((blue, [True, True]), (orange, [True, False])):
         drawn = (picture == color).all(axis=-1)
         assert [drawn[:, :500].any(), drawn[:, 500:].any()] == halves
+
+
+def test_each_number_has_a_chart_of_its_own_training_against_validation(
+    tmp_path, monkeypatch
+):
+    figure = pytest.importorskip("matplotlib.figure")
+    figures = []
+
+    class Kept(figure.Figure):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            figures.append(self)
+
+    monkeypatch.setattr(figure, "Figure", Kept)
+    log = Log(tmp_path / "log.csv")
+    log.on_epoch_end(0, {"loss": 3.0, "mean_iou": 0.1, "pixel_accuracy": 0.4, "d": 7.0})
+    log.on_epoch_end(1, {"loss": 2.0, "mean_iou": 0.2, "val_loss": 2.5})
+    log.on_epoch_end(2, {"loss": 1.0, "mean_iou": 0.3, "val_loss": 1.5})
+    callbacks.curves(log.path, tmp_path / "curves.png")
+    [drawn] = figures
+    charts = {axes.get_ylabel(): axes for axes in drawn.axes}
+    assert list(charts) == ["loss", "mean iou", "pixel accuracy", "d"]
+    assert {axes.get_xlabel() for axes in drawn.axes} == {"epoch"}
+    found = {
+        (name, text.get_text()): np.transpose(line.get_data()).tolist()
+        for name, axes in charts.items()
+        for line, text in zip(axes.lines, axes.get_legend().texts, strict=True)
+    }
+    assert found == {
+        ("loss", "training"): [[1, 3], [2, 2], [3, 1]],
+        ("loss", "validation"): [[2, 2.5], [3, 1.5]],
+        ("mean iou", "training"): [[1, 0.1], [2, 0.2], [3, 0.3]],
+        ("pixel accuracy", "training"): [[1, 0.4]],
+        ("d", "training"): [[1, 7]],
+    }
+    _, validated = charts["loss"].lines
+    assert validated.get_marker() == "o"  # or a single one could not be seen
+    assert all(tick == round(tick) for tick in charts["loss"].get_xticks())
+    # Three in a row, and the fourth below the first.
+    places = [axes.get_subplotspec() for axes in drawn.axes]
+    assert [(p.rowspan.start, p.colspan.start) for p in places] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+    ]
+    assert images.read_image(tmp_path / "curves.png").shape == (700, 1000, 3)
 
 
 def test_of_an_empty_log_no_curves_are_drawn(tmp_path):

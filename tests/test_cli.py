@@ -4,6 +4,7 @@ import math
 import pathlib
 import shlex
 
+import archives_made
 import keras
 import numpy as np
 import oracle
@@ -22,6 +23,7 @@ from keras_fcn import (
 )
 from keras_fcn.cli import main
 from keras_fcn.datasets import batches as batches_module
+from keras_fcn.datasets import camvid, catalog
 from keras_fcn.datasets.batches import Batches
 from keras_fcn.evaluation import segment
 from keras_fcn.labels import LABEL_SETS, voc_colormap
@@ -287,13 +289,43 @@ def test_after_ctrl_c_the_exit_status_is_that_of_a_signal(monkeypatch, capsys, s
     assert capsys.readouterr().err == "keras-fcn: stopped.\n"
 
 
-def test_the_looks_asked_for_are_taken(tmp_path, street):
+@pytest.fixture
+def drawn(tmp_path, street):
+    """A net that finds no class everywhere in the street, and its checkpoint."""
     model = oracle.draw(models.fcn("alexnet", 8, 3, width=1 / 16))
     [logits] = model.predict(images.read_image(f"{street[0]}/0.png")[None], verbose=0)
-    bias = model.get_layer("score_fr").bias  # so that no class is everywhere
-    bias.assign(weights.to_numpy(bias) - logits.mean(axis=(0, 1)))
-    checkpoint = str(tmp_path / "drawn.h5")
-    models.save_checkpoint(model, checkpoint)
+    bias = model.get_layer("score_fr").bias
+    bias.assign(weights.to_numpy(bias) - logits.mean(axis=(0, 1)) - [60, 0, 0])
+    path = str(tmp_path / "drawn.h5")
+    facts = {"labels": {"names": ["left", "right", "rest"]}}
+    models.save_checkpoint(model, path, facts=facts)
+    return model, path
+
+
+def test_the_shares_that_predict_prints_are_those_of_the_masks(
+    tmp_path, capsys, street, drawn
+):
+    output = tmp_path / "out"
+    asked = ["--checkpoint", drawn[1], "--output", str(output)]
+    assert main(["predict", street[0], *asked]) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith(street[0])]
+    said = dict(line.split(": ") for line in lines)
+    assert len(said) == len(lines) == 4
+    for source, text in said.items():
+        shares = dict(share.removesuffix("%").split() for share in text.split(", "))
+        shares = {name: int(percent) for name, percent in shares.items()}
+        with Image.open(output / f"{pathlib.Path(source).stem}-labels.png") as mask:
+            pixels = np.asarray(mask)
+        for label, name in enumerate(("left", "right", "rest")):
+            exact = 100 * (pixels == label).sum() / (40 * 50)
+            assert shares[name] == pytest.approx(exact, abs=0.51)
+        assert len(shares) == 3
+        assert sum(shares.values()) == pytest.approx(100, abs=1)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_the_looks_asked_for_are_taken(tmp_path, street, drawn):
+    model, checkpoint = drawn
     looks = {"mirror": True, "scales": (1, 1.5)}
     asked = ["--checkpoint", checkpoint, "--mirror", "--scales", "1", "1.5"]
     file, output = tmp_path / "scores.json", tmp_path / "out"
@@ -603,6 +635,25 @@ def test_two_pictures_of_one_name_do_not_overwrite_each_other(
     assert main(["predict", *inputs, *options]) == 2
     assert "a.jpg" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_prepare_takes_archives_of_one_folder_and_builds_in_another(
+    tmp_path, capsys, monkeypatch
+):
+    invented = archives_made.make("camvid", tmp_path)
+    monkeypatch.setattr(camvid, "Camvid", invented.builder)
+    archives, data = invented.write(tmp_path / "archives"), tmp_path / "data"
+    before = sorted(archives.rglob("*"))
+    folders = ["--data-dir", str(data), "--manual-dir", str(archives)]
+    assert main(["prepare", "camvid", *folders]) == 0
+    said = capsys.readouterr().out.strip()
+    assert said.startswith("camvid is in ")
+    folder = pathlib.Path(said.removeprefix("camvid is in "))
+    assert data in folder.parents
+    assert (folder / "dataset_info.json").exists()
+    for split, ids in invented.splits.items():
+        assert catalog.load("camvid", split, data_dir=data).ids == ids
+    assert sorted(archives.rglob("*")) == before
 
 
 def test_list_writes_classes_as_convert_takes_them(capsys):

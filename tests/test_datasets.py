@@ -606,7 +606,7 @@ def test_what_killed_builds_have_left_is_swept_after_an_hour(made, tmp_path):
     family = tmp_path / "data" / "voc_segmentation" / "2012"
     for name, age in (
         ("incomplete.AAAAAA_1.0.0", 3700),
-        ("incomplete.BBBBBB_1.0.0", 60),
+        ("incomplete.BBBBBB_1.0.0", 3500),
     ):
         (family / name / "unpacked-x").mkdir(parents=True)
         then = time.time() - age
@@ -614,6 +614,23 @@ def test_what_killed_builds_have_left_is_swept_after_an_hour(made, tmp_path):
     build("voc2012", invented, tmp_path)
     left = {path.name for path in family.iterdir() if path.is_dir()}
     assert left == {"1.0.0", "incomplete.BBBBBB_1.0.0"}
+
+
+def test_a_build_that_takes_hours_is_not_swept_by_another(made, tmp_path, monkeypatch):
+    translate = building.translate
+
+    def hour_later(path, raw, table):
+        """Translates a picture's labels an hour after another build has swept."""
+        [folder] = (tmp_path / "data").rglob("incomplete.*")
+        building.sweep(folder.parent)
+        assert folder.is_dir()
+        then = time.time() - 3700
+        os.utime(folder, (then, then))
+        return translate(path, raw, table)
+
+    monkeypatch.setattr(building, "translate", hour_later)
+    build("voc2012", made("voc2012"), tmp_path)
+    assert len(catalog.load("voc2012", "train", data_dir=tmp_path / "data")) == 2
 
 
 @pytest.mark.slow

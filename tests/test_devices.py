@@ -4,8 +4,10 @@ On a CPU: two forced host devices on JAX, two logical devices on TensorFlow, two
 processes on PyTorch.
 """
 
+import functools
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
@@ -14,12 +16,14 @@ import time
 
 import keras
 import numpy as np
+import pictures
 import pytest
 from keras import layers, ops, tree
 from PIL import Image
 
-from keras_fcn import devices
+from keras_fcn import cli_data, devices, models
 from keras_fcn.callbacks import Snapshots, restore
+from keras_fcn.cli import main
 from keras_fcn.datasets.batches import Batches
 from keras_fcn.metrics import SegmentationScores
 from keras_fcn.training import CaffeSGD, WeightedCrossentropy, compile_modern
@@ -489,6 +493,130 @@ def test_void_pictures_fill_up_what_does_not_divide(heads):
         assert mask.dtype == np.int32
         np.testing.assert_array_equal(mask[0], source()[2][1])
         np.testing.assert_array_equal(mask[1], VOID)
+
+
+# The command
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Folders of seven pictures and of masks, each of the label that is its number."""
+    pictures.numbered(tmp_path, 7)
+    return [str(tmp_path / "images"), str(tmp_path / "masks")]
+
+
+@pytest.mark.parametrize(
+    ("options", "number"), [([], 1), (["--devices", "2"], 2), (["--devices", "3"], 3)]
+)
+def test_a_command_runs_on_as_many_devices_as_it_is_told(
+    options, number, numbered, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(devices, "run", lambda *what: asked.append(what))
+    assert main(["train", *numbered, "--output", str(tmp_path / "run"), *options]) == 0
+    [(function, asked_for, parsed)] = asked
+    assert asked_for == number
+    # As they come to another process, on PyTorch.
+    again, passed = pickle.loads(pickle.dumps((function, parsed)))
+    assert again is cli_data._train
+    assert (passed.data, passed.devices) == (numbered, number)
+
+
+class _Seen(BaseException):
+    """Ends a training where all that was to be looked at has been."""
+
+
+@pytest.fixture
+def begun(numbered, tmp_path, monkeypatch):
+    """Begins the training of a command on two devices, in any of their processes.
+
+    Returns what came to pass, in order: the model that was made ready, and whether it
+    was compiled; the model, and the arguments of its `fit`; "waited".
+    """
+    model = functools.partial(models.fcn, width=1 / 64)
+    options = "--validation".split() + numbered + ["--backbone", "alexnet"]
+    options += "--stride 32 --batch-size 4 --crop 0 --balance 0 --devices 2".split()
+
+    def begin(rank, processes):
+        seen, output = [], tmp_path / f"run-{rank}-{processes}"
+
+        def wait():
+            seen.append("waited")
+            raise _Seen
+
+        def ready(model):
+            seen.append((model, model.compiled))
+
+        def fit(model, data, **named):
+            seen.append((model, data, named))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(devices, "run", lambda do, number, *given: do(*given))
+            patch.setattr(devices, "count", lambda: 2)
+            patch.setattr(devices, "shard", lambda: (rank, processes))
+            patch.setattr(devices, "is_first", lambda: rank == 0)
+            patch.setattr(devices, "distribute", ready)
+            patch.setattr(devices, "wait", wait)
+            patch.setattr(models, "fcn", model)
+            patch.setattr(keras.Model, "fit", fit)
+            with pytest.raises(_Seen):
+                main(["train", *numbered, "--output", str(output), *options])
+        return seen, output
+
+    return begin
+
+
+def test_each_process_of_a_command_reads_its_part_of_each_batch(begun):
+    fits = [begun(*process)[0][1] for process in ((0, 1), (0, 2), (1, 2))]
+    (_, whole, _), *parts = fits
+    for batch, count in enumerate((4, 2)):  # of the last three one has no partner
+        pixels, labels = whole[batch]
+        for rank, (_, part, _) in enumerate(parts):
+            np.testing.assert_array_equal(part[batch][0], pixels[rank:count:2])
+            np.testing.assert_array_equal(part[batch][1], labels[rank:count:2])
+    numbers = [mask[0, 0] for batch in range(2) for mask in whole[batch][1]]
+    assert sorted(numbers[:7]) == list(range(7))
+
+
+def test_a_net_is_compiled_then_made_ready_then_trained_and_waited_for(begun):
+    (ready, compiled), (trained, _, _), waited = begun(0, 1)[0]
+    assert trained is ready
+    assert compiled
+    assert waited == "waited"
+
+
+@pytest.mark.parametrize(("processes", "sizes"), [(1, (4, 2)), (2, (1, 1))])
+def test_what_does_not_divide_is_filled_up_where_a_process_has_two_devices(
+    begun, processes, sizes
+):
+    _, batches, named = begun(0, processes)[0][1]
+    validated = named["validation_data"]
+    assert (len(batches), len(validated)) == (2, 7)
+    for (pixels, labels), size, real in zip(
+        (batches[1], validated[0]), sizes, (3, 1), strict=True
+    ):
+        assert len(pixels) == len(labels) == size
+        assert (labels[:real] != VOID).any(axis=(1, 2)).all()
+        assert (labels[real:] == VOID).all()
+
+
+def test_of_a_command_s_processes_the_first_alone_shows_and_writes(begun):
+    shown = {"Log", "TensorBoard", "Overlays", "Snapshots", "ProgressBar"}
+    for rank, more, files in ((0, shown, ["command.sh"]), (1, set(), [])):
+        (_, (_, _, named), _), output = begun(rank, 2)
+        names = {type(callback).__name__ for callback in named["callbacks"]}
+        assert names == {"Averages", "Divergence"} | more
+        assert [path.name for path in output.iterdir()] == files
+
+
+@pytest.mark.usefixtures("_two_devices")
+def test_a_command_s_batch_that_does_not_divide_is_refused_before_data_are_read(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(devices, "run", lambda do, number, *given: do(*given))
+    options = ["--output", str(tmp_path / "run"), "--batch-size", "5"]
+    assert main(["train", "nowhere", "no masks", "--devices", "2", *options]) == 2
+    assert "A batch of 5 was given for 2 devices" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

@@ -98,6 +98,18 @@ def test_a_convolution_is_rectified_and_starts_random_but_a_score_starts_at_zero
     assert np.count_nonzero(bias) == 0
 
 
+def test_normalisation_forgets_three_percent_of_its_statistics_a_step():
+    x = image(1, batch_norm=True)
+    model = net(x, conv(x, 1, 1, name="c"))
+    model.get_layer("c").set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
+    values = np.float32([1, 3, 5, 7]).reshape(1, 2, 2, 1)  # mean 4, variance 5
+    model(values, training=True)
+    _, _, mean, variance = model.get_layer("c_bn").get_weights()
+    close(mean, 0.03 * 4)
+    close(variance, 0.97 * 1 + 0.03 * 5)
+    assert [layer.name for layer in model.layers[1:]] == ["c", "c_bn", "c_relu"]
+
+
 def test_a_net_about_to_be_loaded_draws_no_numbers():
     x = image(grid=Grid(2, 0.5), kernel_initializer="zeros")
     y = upsample(conv(x, 2, 3, pad=1, name="c"), 2, image(), name="u", learned=True)

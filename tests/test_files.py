@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from keras_fcn import files
+from keras_fcn import files, hub
 
 
 @contextlib.contextmanager
@@ -129,7 +129,35 @@ def test_what_killed_writers_left_is_removed_an_hour_later(tmp_path):
     other = tmp_path / ".other.0123abcd.part"
     for part in (old, young, other):
         part.write_bytes(b"half a file")
-    for part in (old, other):
-        os.utime(part, (time.time() - 3700,) * 2)
+    for part, age in ((old, 3700), (young, 3500), (other, 3700)):
+        os.utime(part, (time.time() - age,) * 2)
     files.write_bytes(tmp_path / "file", b"whole")
     assert {p.name for p in tmp_path.iterdir()} == {"file", young.name, other.name}
+
+
+def moved(path, content):
+    temporary = path.with_name("temporary")
+    temporary.write_bytes(content)
+    hub._move(temporary, path)
+
+
+@pytest.mark.parametrize("write", [files.write_bytes, moved])
+def test_a_file_is_on_the_disk_before_it_is_seen_and_its_folder_after(
+    write, tmp_path, monkeypatch
+):
+    fsync, replace, done = os.fsync, os.replace, []
+
+    def sync(descriptor):
+        found = os.fstat(descriptor)
+        done.append((found.st_ino, found.st_size if found.st_ino != folder else None))
+        fsync(descriptor)
+
+    def show(source, target):
+        done.append(target)
+        replace(source, target)
+
+    folder, path = tmp_path.stat().st_ino, tmp_path / "file"
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", show)
+    write(path, b"abc")
+    assert done == [(path.stat().st_ino, 3), path, (folder, None)]

@@ -28,11 +28,11 @@ import servers
 from huggingface_hub import constants
 from servers import REVISION, sha256
 
-from keras_fcn import download, hub
+from keras_fcn import checkpoints, download, hub
 
 FULL = os.environ.get("KERAS_FCN_FAULTS") == "full"
 NAME = "vgg16-8s-voc"
-OLD = time.time() - 2 * hub.ORPHAN_SECONDS
+OLD = time.time() - 3700  # an hour and a little ago
 RETRIED = [408, 429, 500, 502, 503, 504]
 FINAL = [401, 403, 404, 410, 416]
 KINDS = ["hub", "host"]
@@ -319,9 +319,9 @@ def test_what_was_killed_an_hour_ago_is_swept_and_foreign_files_stay(site):
     here.cache.mkdir(parents=True)
     names = ["other.keras_fcn.part", f"{NAME}.keras_fcn.1234.h5", "film.part", "a.h5"]
     for name in [*names, "fresh.keras_fcn.part"]:
+        then = time.time() - 3500 if "fresh" in name else OLD
         (here.cache / name).write_bytes(b"x")
-        if "fresh" not in name:
-            os.utime(here.cache / name, (OLD, OLD))
+        os.utime(here.cache / name, (then, then))
     here.fetch()
     left = {path.name for path in here.cache.iterdir()}
     assert left.isdisjoint(names[:2])
@@ -642,10 +642,10 @@ def test_every_status_has_an_answer(site, faults, naps, kind, status):
             assert text in message
         asked = [entry for entry in here.server.log if entry[0] == method]
         if status in FINAL:
-            assert len(asked) == (1 if method == "GET" or kind == "host" else 1)
+            assert len(asked) == 1
         elif kind == "host":
             assert len(asked) == 6
-            for wait, nap in zip(download.WAITS, naps, strict=True):
+            for wait, nap in zip((1, 2, 4, 8, 16), naps, strict=True):
                 assert 0.5 * wait <= nap <= 1.5 * wait
         here.server.fault = once(lambda request: request.send(b"no", status), method)
         if status in RETRIED:
@@ -752,6 +752,45 @@ def test_a_range_that_is_refused_starts_once_from_zero(site):
     assert here.is_right(here.fetch(trust_first_download=True))
     ranges = [entry[2] for entry in here.server.gets()]
     assert ranges == [None, "bytes=120000-", None]
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        (True, "announces 2,000,000 bytes, too many"),
+        (False, "sends more than 1,999,999 bytes"),
+    ],
+)
+def test_a_file_may_be_as_long_as_the_limit_and_no_longer(
+    site, monkeypatch, length, said
+):
+    here = site("host", size=2_000_000)
+    here.server.fault = always(lambda request: request.send(length=length))
+    monkeypatch.setattr(download, "MAX_BYTES", 1_999_999)
+    assert f"{here.server.url}{here.path} {said}" in here.refuses(OSError)
+    assert len(here.server.gets()) == 1
+    assert not here.final.exists()
+    monkeypatch.setattr(download, "MAX_BYTES", 2_000_000)
+    assert here.is_right(here.fetch())
+
+
+def test_of_what_has_no_end_no_more_is_read_than_the_limit(site, monkeypatch):
+    here = site("host", size=5_000_000)
+    here.server.fault = always(lambda request: request.send(length=False))
+    monkeypatch.setattr(download, "MAX_BYTES", 100_000)
+    here.refuses(OSError)
+    assert here.part.stat().st_size < 400_000  # the last of the blocks
+
+
+@pytest.mark.parametrize(("length", "refused"), [(2**31, False), (2**31 + 1, True)])
+def test_what_is_longer_than_any_caffemodel_can_be_is_not_read(site, length, refused):
+    here = site("host")
+    announced = {"Content-Length": length}
+    cut = always(lambda request: request.send(headers=announced, stop=(0, "FIN")))
+    here.server.fault = cut
+    said = f"announces {length:,} bytes, too many"
+    assert (said in here.refuses(OSError)) == refused
+    assert len(here.server.gets()) == (1 if refused else 6)
 
 
 SLOW = {
@@ -1330,3 +1369,26 @@ def test_a_damaged_note_of_a_branch_is_as_good_as_none(content, site, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match="could not be fetched"):
         hub.fetch_repository("hf://fcn/voc")
+
+
+# Checkpoints that are of another net
+
+
+@pytest.mark.parametrize(
+    ("tag", "builder", "other"),
+    [
+        ("nyud", "fcn", "late_fusion"),
+        ("nyud-color-hha", "late_fusion", "fcn"),
+    ],
+)
+def test_a_checkpoint_is_found_for_the_builder_of_its_net_alone(tag, builder, other):
+    name = f"vgg16-32s-{tag}"
+    assert checkpoints.find(tag, builder, "vgg16", 32).name == name
+    with pytest.raises(ValueError, match=f"no checkpoint {name!r} for {other}.weights"):
+        checkpoints.find(tag, other, "vgg16", 32)
+
+
+def test_the_checkpoint_of_a_classifier_is_found_for_classifiers_alone():
+    assert checkpoints.find("imagenet", "classifier", "vgg16").name == "vgg16-imagenet"
+    with pytest.raises(ValueError, match="'vgg16-imagenet' for fcn.weights"):
+        checkpoints.find("imagenet", "fcn", "vgg16")

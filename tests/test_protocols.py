@@ -10,10 +10,13 @@ import keras
 import numpy as np
 import pytest
 import test_manifest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from keras_fcn import cli_data, protocols, weights
+from keras_fcn import cli_data, manifest, protocols, weights
+from keras_fcn.datasets import catalog
 from keras_fcn.datasets.catalog import DATASETS
+from keras_fcn.evaluation import segment
 from keras_fcn.labels import LABEL_SETS, VOID, LabelSet
 from keras_fcn.layers import Preprocess
 from keras_fcn.protocols import PROTOCOLS, Head, Protocol, judge
@@ -133,6 +136,46 @@ def test_the_catalogue_has_the_same_data_sets_splits_and_heads():
     for name, dataset in DATASETS.items():
         assert dataset.evaluate == PROTOCOLS[name].split
         assert list(dataset.labels) == list(PROTOCOLS[name].heads)
+
+
+BLUE_FIRST = {
+    "voc2011": [104.00699, 116.66877, 122.67892],
+    "voc2012": [104.00699, 116.66877, 122.67892],
+    "sbd": [104.00699, 116.66877, 122.67892],
+    "nyudv2": [116.190, 97.203, 92.318],
+    "siftflow": [114.578, 115.294, 108.353],
+    "pascal-context": [104.007, 116.669, 122.679],
+    "camvid": [104.00699, 116.66877, 122.67892],
+}
+
+
+def test_the_catalogue_names_a_net_whose_input_is_that_of_the_pictures():
+    color = {name: {"channels": "BGR", "mean": m} for name, m in BLUE_FIRST.items()}
+    hha = {"channels": "RGB", "mean": [132.431, 94.076, 118.477]}
+    found = {
+        name: dataset.net and manifest.checkpoint_info(dataset.net)
+        for name, dataset in DATASETS.items()
+    }
+    assert found.pop("nyudv2-depth") is None
+    assert {name: entry["input"] for name, entry in found.items()} == {
+        **color,
+        "nyudv2-hha": hha,
+        "nyudv2-color-hha": {"color": color["nyudv2"], "hha": hha},
+    }
+    for name, entry in found.items():
+        sets = {head: labels for head, (_, labels) in DATASETS[name].labels.items()}
+        assert entry["labels"] == sets.get("", sets)
+
+
+def test_a_data_set_of_more_pictures_than_names_is_refused():
+    assert len(catalog.Source([{}, {}], ["a", "b"], DATASETS["camvid"])) == 2
+    for ids in (["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="has 2 pictures and") as error:
+            catalog.Source([{}, {}], ids, DATASETS["camvid"])
+        assert str(error.value) == (
+            f"The data set has 2 pictures and {len(ids)} names. Remove it and prepare "
+            "it anew."
+        )
 
 
 def test_every_protocol_says_its_rule_and_whose_it_is():
@@ -391,6 +434,26 @@ def test_measured_says_how_often_the_net_looked(looks, said, record, model, sour
     assert protocols.measured_table(found)["split"] == f"my streets val, 3 images{said}"
 
 
+@pytest.mark.parametrize("looks", [{"mirror": True}, {"scales": (1, 1.5)}])
+def test_the_counts_of_a_record_are_those_of_its_looks(looks):
+    image = keras.Input((None, None, 3))
+    x = Preprocess("RGB", [128, 128, 128], name="preprocess")(image)
+    net = keras.Model(image, keras.layers.Conv2D(3, 5, padding="same", name="s")(x))
+    rng = np.random.default_rng(0)
+    net.get_layer("s").set_weights([rng.standard_normal((5, 5, 3, 3)), np.zeros(3)])
+    picture = rng.integers(0, 256, (30, 40, 3)).astype("uint8")
+    truth = segment(net, picture)
+    source, protocol = Source([(picture, truth)]), STREETS._replace(images=1)
+    once = protocols.evaluate(protocol, net, source)
+    assert once["looks"] == {"mirror": False, "scales": [1]}
+    assert once["scores"]["pixel_accuracy"] == 1
+    expected = np.zeros((3, 3), int)
+    np.add.at(expected, (truth, segment(net, picture, **looks)), 1)
+    assert 0 < np.trace(expected) < expected.sum()
+    scores = protocols.evaluate(protocol, net, source, **looks)["scores"]
+    np.testing.assert_array_equal(scores["confusion_matrix"], expected)
+
+
 def test_names_with_quotes_stay_names(record):
     table = protocols.measured({**record, "data": 'my "streets" \\ é'})
     (found,) = tomllib.loads(table).values()
@@ -417,6 +480,43 @@ def test_a_picture_has_a_row_for_each_class_of_the_truth(record, tmp_path):
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
     assert height == pytest.approx(2 * width, abs=3)  # two whole rows, one column
     assert width > 20
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Matplotlib's figures of all pictures that are drawn."""
+    drawn, write = [], FigureCanvasAgg.print_png
+
+    def print_png(canvas, *arguments):
+        drawn.append(canvas.figure)
+        write(canvas, *arguments)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_png)
+    return drawn
+
+
+def test_a_picture_names_the_truth_at_its_rows_and_what_was_found_at_its_columns(
+    figures, tmp_path
+):
+    counts = {"sem": [[9, 1, 0], [0, 0, 4], [0, 0, 0]], "geo": [[1, 2], [997, 3]]}
+    names = {"sem": ["sky", "sea", "sand"], "geo": ["near", "far"]}
+    scores = {
+        head: {"classes": names[head], "confusion_matrix": counts[head]}
+        for head in counts
+    }
+    protocols.draw({"scores": scores["sem"]}, tmp_path / "one.png")
+    protocols.draw({"scores": scores}, tmp_path / "two.png")
+    [plain], axes = (figure.axes for figure in figures)
+    assert (plain.get_xlabel(), plain.get_ylabel()) == ("found", "truth")
+    assert [x.get_ylabel() for x in axes] == ["truth, sem", "truth, geo"]
+    for matrix, head in zip([plain, *axes], ["sem", "sem", "geo"], strict=True):
+        for axis in (matrix.xaxis, matrix.yaxis):
+            assert list(axis.get_ticklocs()) == list(range(len(names[head])))
+            assert [tick.get_text() for tick in axis.get_ticklabels()] == names[head]
+    # Percent of each row, from half of one on, at (column, row).
+    written = [{x.get_position(): x.get_text() for x in each.texts} for each in axes]
+    assert written[0] == {(0, 0): "90", (1, 0): "10", (2, 1): "100"}
+    assert written[1] == {(0, 0): "33", (1, 0): "67", (0, 1): "100"}
 
 
 def test_the_picture_of_several_heads_is_as_many_times_as_high(model, source, tmp_path):

@@ -13,7 +13,13 @@ import pytest
 from keras import layers
 
 from keras_fcn import weights
-from keras_fcn.models import classifier, fcn, late_fusion, save_checkpoint
+from keras_fcn.models import (
+    classifier,
+    fcn,
+    late_fusion,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 THIN = {"width": 1 / 64}
 NETS = {
@@ -839,6 +845,22 @@ def test_a_checkpoint_says_what_it_is_for_and_loads(tmp_path):
     assert weights.metadata(tmp_path / "net.h5")["license"] == "none"
     target = fcn("vgg16", 16, 3, weights=str(tmp_path / "net.h5"), **THIN)
     assert numbers(target) == numbers(source)
+
+
+def test_a_checkpoint_in_half_precision_takes_half_the_bytes(tmp_path):
+    source = scored(fcn("vgg16", 16, 3, **THIN))
+    sizes = {}
+    for dtype, arguments in {"float32": {}, "float16": {"dtype": "float16"}}.items():
+        path = tmp_path / f"{dtype}.h5"
+        save_checkpoint(source, path, **arguments)
+        assert {x.dtype.name for x in weights.read_arrays(path).values()} == {dtype}
+        sizes[dtype] = path.stat().st_size
+    saved = sizes["float32"] - sizes["float16"]
+    assert saved == pytest.approx(2 * source.count_params(), rel=0.05)
+    target = load_checkpoint(tmp_path / "float16.h5")
+    for there, here in zip(source.weights, target.weights, strict=True):
+        np.testing.assert_allclose(read(here), read(there), rtol=2**-11, atol=2**-25)
+    assert numbers(target) != numbers(source)
 
 
 @pytest.mark.slow
