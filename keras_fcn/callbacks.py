@@ -157,7 +157,7 @@ class Snapshots(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Goes on with the scores of an epoch that is entered half-way."""
-        self._epoch = epoch
+        self._epoch, self._ended = epoch, True
         first = _first(self.batches)
         path = _path(self.folder, epoch, first)
         if first and path.exists():
@@ -172,7 +172,8 @@ class Snapshots(keras.callbacks.Callback):
         """
         due = time.monotonic() - self._written >= 60 * self.minutes
         last = batch + 1 == self.params["steps"]  # what follows it is the epoch's end
-        if last or not (due or self._signal):
+        self._ended = last or self.params["steps"] is None
+        if last or not (due or self._signal or self._is_cut_short()):
             return
         if self.batches is not None:
             self._write(self._epoch, self.batches.first + batch + 1)
@@ -184,14 +185,15 @@ class Snapshots(keras.callbacks.Callback):
             self._end_if_told()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the state after `epoch`.
+        """Writes the state after `epoch`, unless `stop_training` has cut it short.
 
         Raises:
             ValueError: If a number in it is not finite: the training has diverged.
                 The snapshots before are kept.
             OSError: If it cannot be written; the snapshots before are kept.
         """
-        self._write(epoch + 1, 0)
+        if not self._is_cut_short():
+            self._write(epoch + 1, 0)
         self._end_if_told()
 
     def _on_signal(self, number, frame):
@@ -208,6 +210,10 @@ class Snapshots(keras.callbacks.Callback):
         given = frame.f_locals.get("callbacks") if frame.f_code.co_name == "fit" else ()
         given = getattr(given, "callbacks", given)
         return isinstance(given, list | tuple) and self in given
+
+    def _is_cut_short(self):
+        """Whether `stop_training` ends an epoch before its last batch."""
+        return self.model.stop_training and not self._ended
 
     def _end_if_told(self):
         if self._signal:
@@ -793,7 +799,7 @@ def curves(log, path):
     for place, name in enumerate(names, start=1):
         axes = figure.add_subplot(lines, columns, place)
         for key, label, style in (
-            (name, "training", {"color": "tab:blue"}),
+            (name, "training", {"color": "tab:blue", "marker": "."}),
             (f"val_{name}", "validation", {"color": "tab:orange", "marker": "o"}),
         ):
             points = [(row["epoch"], row[key]) for row in rows if key in row]

@@ -231,7 +231,10 @@ def _receive(response, url, path, have, total, pace, report):
             report(have, total)
             pace.count(len(block), url)
             if have > MAX_BYTES:
-                raise DownloadError(f"{url} sends more than {MAX_BYTES:,} bytes")
+                break
+    if have > MAX_BYTES:
+        forget(path)  # or the next call would go on with it
+        raise DownloadError(f"{url} sends more than {MAX_BYTES:,} bytes")
     if have != total and (total is not None or have == 0):
         raise DownloadError(
             f"{url} was cut after {have:,} of {total or 'unknown'} bytes", again=True

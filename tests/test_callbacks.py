@@ -421,6 +421,21 @@ def test_a_training_that_was_told_to_stop_half_way_is_not_gone_on_with(whole, tm
     assert list(stretches) == []
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_an_epoch_that_is_cut_short_does_not_count_as_a_whole_one(
+    first, whole, tmp_path
+):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 2
+
+    more = {"before" if first else "after": [Stop()]}
+    train(tmp_path, minutes=1e9, **more)
+    # One that stops after these callbacks have had their turn leaves what there was.
+    assert position(tmp_path) == ([(0, 3)] if first else [])
+    same_as_whole(tmp_path, whole, train(tmp_path))
+
+
 def test_a_fit_without_the_snapshots_is_found_out(whole, tmp_path):
     take(whole, tmp_path, (1, 2))
     stretches = Snapshots(tmp_path, data()).stretches(net(), 3)
@@ -1357,8 +1372,9 @@ RED, BLUE, HALF_RED, HALF_BLUE = (200, 0, 0), (0, 0, 200), (100, 0, 0), (0, 0, 1
 def test_each_panel_stands_below_its_title_and_a_legend_beside_them_all():
     palette = np.array([(0, 200, 0), RED, (200, 200, 0), BLUE], np.uint8)
     label_set = LabelSet(("grass", "roof", "sand", "sea"), palette)
-    picture, maps = np.zeros((80, 100, 3), np.uint8), np.full((2, 80, 100), VOID)
-    (truth, prediction), maps[:, :, 50:] = maps, [[[1]], [[3]]]
+    picture = np.zeros((80, 100, 3), np.uint8)
+    truth, prediction = np.full((2, 80, 100), VOID)
+    truth[:, 50:], prediction[:, 50:] = 1, 3
     sheet = callbacks.compare([(picture, truth, prediction)] * 2, label_set)
     titles = [sheet[:24, left : left + 108] for left in (0, 108, 216)]
     for title, text in zip(titles, ("picture", "truth", "prediction"), strict=True):

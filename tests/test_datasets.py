@@ -22,8 +22,9 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow_datasets as tfds
 
-from keras_fcn import labels
+from keras_fcn import files, labels
 from keras_fcn.datasets import (
+    archives,
     building,
     camvid,
     catalog,
@@ -616,21 +617,34 @@ def test_what_killed_builds_have_left_is_swept_after_an_hour(made, tmp_path):
     assert left == {"1.0.0", "incomplete.BBBBBB_1.0.0"}
 
 
-def test_a_build_that_takes_hours_is_not_swept_by_another(made, tmp_path, monkeypatch):
-    translate = building.translate
+@pytest.mark.parametrize(
+    "step", [(archives, "extract"), (building, "translate")], ids=["at first", "later"]
+)
+def test_a_build_that_takes_hours_is_not_swept_by_another(
+    step, made, tmp_path, monkeypatch
+):
+    act = getattr(*step)
 
-    def hour_later(path, raw, table):
-        """Translates a picture's labels an hour after another build has swept."""
+    def hours(*what, **how):
+        """Does it after so long a time that another build may sweep."""
         [folder] = (tmp_path / "data").rglob("incomplete.*")
-        building.sweep(folder.parent)
-        assert folder.is_dir()
         then = time.time() - 3700
         os.utime(folder, (then, then))
-        return translate(path, raw, table)
+        patience = time.monotonic() + 10
+        while folder.stat().st_mtime < then + 60 and time.monotonic() < patience:
+            time.sleep(0.01)
+        building.sweep(folder.parent)
+        assert folder.is_dir()
+        return act(*what, **how)
 
-    monkeypatch.setattr(building, "translate", hour_later)
+    monkeypatch.setattr(building, "TOUCH_SECONDS", 0.01)
+    monkeypatch.setattr(*step, hours)
     build("voc2012", made("voc2012"), tmp_path)
     assert len(catalog.load("voc2012", "train", data_dir=tmp_path / "data")) == 2
+
+
+def test_a_folder_is_touched_well_before_it_would_be_swept():
+    assert building.TOUCH_SECONDS < files.ORPHAN_SECONDS / 4
 
 
 @pytest.mark.slow

@@ -533,9 +533,9 @@ def begun(numbered, tmp_path, monkeypatch):
     Returns what came to pass, in order: the model that was made ready, and whether it
     was compiled; the model, and the arguments of its `fit`; "waited".
     """
-    model = functools.partial(models.fcn, width=1 / 64)
-    options = "--validation".split() + numbered + ["--backbone", "alexnet"]
-    options += "--stride 32 --batch-size 4 --crop 0 --balance 0 --devices 2".split()
+    thin = functools.partial(models.fcn, width=1 / 64)
+    options = "--backbone alexnet --stride 32 --batch-size 4 --crop 0 --balance 0"
+    options = [*options.split(), "--devices", "2", "--validation", *numbered]
 
     def begin(rank, processes):
         seen, output = [], tmp_path / f"run-{rank}-{processes}"
@@ -557,7 +557,7 @@ def begun(numbered, tmp_path, monkeypatch):
             patch.setattr(devices, "is_first", lambda: rank == 0)
             patch.setattr(devices, "distribute", ready)
             patch.setattr(devices, "wait", wait)
-            patch.setattr(models, "fcn", model)
+            patch.setattr(models, "fcn", thin)
             patch.setattr(keras.Model, "fit", fit)
             with pytest.raises(_Seen):
                 main(["train", *numbered, "--output", str(output), *options])

@@ -770,6 +770,7 @@ def test_a_file_may_be_as_long_as_the_limit_and_no_longer(
     assert f"{here.server.url}{here.path} {said}" in here.refuses(OSError)
     assert len(here.server.gets()) == 1
     assert not here.final.exists()
+    assert f"{here.server.url}{here.path} {said}" in here.refuses(OSError)
     monkeypatch.setattr(download, "MAX_BYTES", 2_000_000)
     assert here.is_right(here.fetch())
 
@@ -778,8 +779,18 @@ def test_of_what_has_no_end_no_more_is_read_than_the_limit(site, monkeypatch):
     here = site("host", size=5_000_000)
     here.server.fault = always(lambda request: request.send(length=False))
     monkeypatch.setattr(download, "MAX_BYTES", 100_000)
+    forget, lengths = download.forget, []
+
+    def noted(path):
+        if path.exists():
+            lengths.append(path.stat().st_size)
+        forget(path)
+
+    monkeypatch.setattr(download, "forget", noted)
     here.refuses(OSError)
-    assert here.part.stat().st_size < 400_000  # the last of the blocks
+    [length] = lengths
+    assert 100_000 < length < 400_000  # the last of the blocks
+    assert not here.part.exists()
 
 
 @pytest.mark.parametrize(("length", "refused"), [(2**31, False), (2**31 + 1, True)])

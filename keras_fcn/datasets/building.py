@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 import time
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ LISTS = pathlib.Path(__file__).with_name("lists")
 # Well above what they hold: VOC 2012 has 2.0 GB in about 40,000 files.
 MOST_FILES, MOST_BYTES = 100_000, 2**33
 
+TOUCH_SECONDS = 600  # `sweep` of another build leaves alone what is touched so often
 DEEP = 2  # folders below `manual_dir` in which unpacked data are looked for
 
 
@@ -237,7 +239,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _download_and_prepare(self, dl_manager, download_config):
         self._unpacked = {}  # {folder: archive}
         sweep(pathlib.Path(self.data_path).parent)
-        with contextlib.ExitStack() as self._stack:
+        with _touched(self.data_path), contextlib.ExitStack() as self._stack:
             super()._download_and_prepare(dl_manager, download_config)
 
     def _split_generators(self, dl_manager):
@@ -254,7 +256,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         for place, example_id in enumerate(ids):
             with self._sources_named():
                 example = self._example(example_id)
-            os.utime(self.data_path)  # `sweep` sees that somebody is at work
             yield place, example
             written.append(example_id)
 
@@ -350,6 +351,24 @@ def fetch(archive, folder):
         finally:
             forget(part)
     return path
+
+
+@contextlib.contextmanager
+def _touched(folder):
+    """Renews a folder's time for as long as the block lasts, which may be hours."""
+    ended = threading.Event()
+
+    def touch():
+        while not ended.wait(TOUCH_SECONDS):
+            os.utime(folder)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def sweep(folder):
