@@ -1,12 +1,10 @@
 """The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
-import functools
 import math
 import pathlib
 import shlex
 import sys
-import warnings
 
 from keras_fcn import cli_data, progress
 from keras_fcn.cli_data import numbers
@@ -31,10 +29,7 @@ def main(arguments=None):
     parsed = _parser().parse_args(arguments)
     parsed.typed = shlex.join(["keras-fcn", *arguments])
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("always", module=r"keras_fcn\b")
-            warnings.filterwarnings("ignore", module=r"PIL\b")  # what is sound enough
-            warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+        with cli_data.warnings_in_a_sentence():
             return parsed.run(parsed) or 0
     except KeyboardInterrupt:
         print("keras-fcn: stopped.", file=sys.stderr)
@@ -43,14 +38,6 @@ def main(arguments=None):
         message = str(error)
     print(f"keras-fcn: error: {message}", file=sys.stderr)
     return 2
-
-
-def _warn(others, message, category, filename, *place):
-    """Says a warning of this package in one sentence, and passes on all others."""
-    if issubclass(category, UserWarning) and "keras_fcn" in filename:
-        print(f"keras-fcn: warning: {message}", file=sys.stderr)
-    else:
-        others(message, category, filename, *place)
 
 
 def _parser():

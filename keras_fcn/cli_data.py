@@ -2,8 +2,11 @@
 
 import argparse
 import contextlib
+import functools
 import math
 import pathlib
+import sys
+import warnings
 
 from keras_fcn.progress import busy, reporting, track
 
@@ -32,6 +35,23 @@ REFERENCE = {
 DATA_DIR = "where data sets are prepared ($TFDS_DATA_DIR, or ~/tensorflow_datasets)"
 PRECISIONS = "float32", "mixed_bfloat16", "mixed_float16"
 VALIDATION_MULTIPLE = 64  # pixels: JAX compiles anew for each size
+
+
+@contextlib.contextmanager
+def warnings_in_a_sentence():
+    """Says each warning of this package in one, and passes on those of all others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"keras_fcn\b")
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # what is sound enough
+        warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+        yield
+
+
+def _warn(others, message, category, filename, *place):
+    if issubclass(category, UserWarning) and "keras_fcn" in filename:
+        print(f"keras-fcn: warning: {message}", file=sys.stderr)
+    else:
+        others(message, category, filename, *place)
 
 
 def add_data(command):
@@ -453,6 +473,7 @@ def _check_resume(state, resume):
         )
 
 
+@warnings_in_a_sentence()  # in processes that `main` has not begun, too
 def _train(options):
     import keras
 

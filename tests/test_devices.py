@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ import pytest
 from keras import layers, ops, tree
 from PIL import Image
 
-from keras_fcn import cli_data, devices, models
+from keras_fcn import cli, cli_data, devices, models
 from keras_fcn.callbacks import Snapshots, restore
 from keras_fcn.cli import main
 from keras_fcn.datasets.batches import Batches
@@ -564,6 +565,21 @@ def begun(numbered, tmp_path, monkeypatch):
         return seen, output
 
     return begin
+
+
+def test_a_process_of_a_command_warns_in_a_sentence_as_the_command_does(
+    monkeypatch, capsys
+):
+    def share(batch_size):
+        where = {"filename": devices.__file__, "lineno": 1}
+        warnings.warn_explicit("The sky falls.", UserWarning, **where)
+        raise _Seen
+
+    monkeypatch.setattr(devices, "share", share)
+    options = "train camvid --output o --batch-size 2 --devices 2".split()
+    with pytest.raises(_Seen):
+        cli_data._train(cli._parser().parse_args(options))
+    assert capsys.readouterr().err == "keras-fcn: warning: The sky falls.\n"
 
 
 def test_each_process_of_a_command_reads_its_part_of_each_batch(begun):
