@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from keras_fcn.geometry import Grid
 from keras_fcn.layers import BilinearUpsampling, CropLike
@@ -16,7 +17,8 @@ class Row(NamedTuple):
         kind: Its class.
         shape: (height, width, channels) of its output.
         grid: Where its cells lie on the image.
-        field: Pixels along one axis that a cell sees: the receptive field.
+        field: Pixels along one axis that a cell sees: the receptive field. Of cells
+            that were upsampled, which do not all see as much, the largest.
         depth: Convolutions on the longest way from the image, upsampling aside.
         parameters: Numbers it holds.
         multiply_adds: That it takes.
@@ -30,6 +32,21 @@ class Row(NamedTuple):
     depth: int
     parameters: int
     multiply_adds: int
+
+
+class View(NamedTuple):
+    """What the cells of a map see along one axis.
+
+    What was upsampled sees more or less, by where it lies between coarse cells: after
+    so many cells as these arrays have numbers it is the same again.
+
+    Args:
+        before: Pixels from the first that a cell sees to its own place.
+        after: Pixels from there to the last one.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
 
 
 def summarize(model, height=500, width=500):
@@ -46,44 +63,48 @@ def summarize(model, height=500, width=500):
     Raises:
         ValueError: If a layer's output would be empty at this size.
     """
-    rows, made = [], {}
+    rows, made, views = [], {}, {}
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             size = (height, width, layer.output.shape[-1])
             row = Row(layer.name, "Input", size, Grid(), 1, 0, 0, 0)
+            view = View(np.zeros(1), np.zeros(1))
         else:
             inputs = keras.tree.flatten(layer.input)
             row = _row(layer, [made[id(tensor)] for tensor in inputs])
-        made[id(layer.output)] = row
+            seen = [(made[id(tensor)].grid, views[id(tensor)]) for tensor in inputs]
+            view = _view(layer, row.grid, seen)
+            row = row._replace(field=float(sum(view).max()) + 1)
+        made[id(layer.output)], views[id(layer.output)] = row, view
         rows.append(row)
     return rows
 
 
 def _row(layer, sources):
     shapes = [(1, *source.shape) for source in sources]
-    shape = layer.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])[1:]
+    try:
+        shape = layer.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])[1:]
+    except ValueError:  # Keras' own, which names no layer
+        shape = (0, 0)
     if min(shape) < 1:
         raise ValueError(
-            f"{layer.name} has an output of {shape} at this image size; expected 1 by "
-            "1 cells at least: take a larger image."
+            f"{layer.name} has no output at this image size; expected 1 by 1 cells at "
+            "least: take a larger image."
         )
-    grid, field = sources[0].grid, max(source.field for source in sources)
+    grid = sources[0].grid
     depth = max(source.depth for source in sources)
     work = 0
     if isinstance(layer, keras.layers.ZeroPadding2D):
         (pad, _), _ = layer.padding
         grid = grid.window(1, pad=pad)
     elif isinstance(layer, CropLike):
-        grid, field, depth = grid.crop(layer.offset), sources[0].field, sources[0].depth
+        grid, depth = grid.crop(layer.offset), sources[0].depth
     elif isinstance(layer, (BilinearUpsampling, keras.layers.Conv2DTranspose)):
         kernel, factor = _upsampling(layer)
-        # A fine cell sees at most two coarse ones along each axis.
-        field += grid.stride
         grid = grid.upsample(kernel, factor)
         work = _upsampling_work(layer, sources[0].shape, shape)
     elif hasattr(layer, "strides"):
         kernel, stride = _window(layer)
-        field += (kernel - 1) * grid.stride
         same = layer.padding == "same" and stride == 1
         grid = grid.window(kernel, stride, (kernel - 1) // 2 if same else 0)
         if isinstance(layer, keras.layers.Conv2D):
@@ -92,7 +113,40 @@ def _row(layer, sources):
             work = shape[0] * shape[1] * shape[2] * taps
     kind = type(layer).__name__
     count = layer.count_params()
-    return Row(layer.name, kind, tuple(shape), grid, field, depth, count, work)
+    return Row(layer.name, kind, tuple(shape), grid, 0, depth, count, work)
+
+
+def _view(layer, grid, sources):
+    """What a layer's cells see, from the (grid, view) of each of its inputs."""
+    coarse, view = sources[0]
+    if isinstance(layer, CropLike):
+        return View(*(np.roll(pixels, -layer.offset) for pixels in view))
+    if isinstance(layer, (BilinearUpsampling, keras.layers.Conv2DTranspose)):
+        return _upsampled(view, coarse, grid, *_upsampling(layer))
+    if hasattr(layer, "strides"):
+        reach = (_window(layer)[0] - 1) / 2 * coarse.stride
+        return View(*(pixels + reach for pixels in view))
+    views = [view for _, view in sources]
+    period = max(len(view.before) for view in views)
+    return View(
+        *(
+            np.max([np.resize(pixels, period) for pixels in each], axis=0)
+            for each in zip(*views, strict=True)
+        )
+    )
+
+
+def _upsampled(view, coarse, fine, kernel, factor):
+    """Takes together what all coarse cells see in which a fine one has a share."""
+    before, after = np.full((2, factor * len(view.before)), -np.inf)
+    for cell in range(len(before)):
+        for source in range(-((kernel - 1 - cell) // factor), cell // factor + 1):
+            apart = fine.start + cell * fine.stride
+            apart -= coarse.start + source * coarse.stride
+            at = source % len(view.before)
+            before[cell] = max(before[cell], view.before[at] + apart)
+            after[cell] = max(after[cell], view.after[at] - apart)
+    return View(before, after)
 
 
 def _window(layer):

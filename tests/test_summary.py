@@ -9,7 +9,7 @@ import pytest
 from keras_fcn import models
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.cli import main
-from keras_fcn.features import Feature, average_pool, conv, crop_like, upsample
+from keras_fcn.features import Feature, add, average_pool, conv, crop_like, upsample
 from keras_fcn.geometry import Grid
 from keras_fcn.summary import summarize, totals
 
@@ -166,6 +166,41 @@ def test_an_upsampled_cell_sees_what_two_coarse_ones_do(kernel, learned, width):
         assert max(spans) == rows[name].field == kernel + 2 * 4 + 4
 
 
+def ladder(kernel, learned):
+    """Scores of stride 8, upsampled onto those of 4, of 2 and onto the image."""
+    image = Feature(keras.Input((None, None, 3), name="image"))
+    taps = [image]
+    for i, pad in enumerate((30, 0, 0)):
+        name = f"conv{i}"
+        taps.append(
+            conv(taps[-1], 3, kernel, stride=2, pad=pad, name=name, activation=None)
+        )
+    *finer, x = taps
+    for i, tap in reversed(list(enumerate(finer))):
+        x = upsample(x, 2, tap, name=f"up{i}", learned=learned)
+        if i:
+            skip = crop_like(tap, x, name=f"skip{i}")
+            x = add(crop_like(x, skip, name=f"up{i}c"), skip, name=f"fuse{i}")
+    return even(keras.Model(image.tensor, crop_like(x, image, name="score").tensor))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("kernel", [3, 4, 5, 7])
+def test_cells_that_are_upsampled_thrice_see_as_far_as_the_widest_of_them(
+    kernel, learned
+):
+    model, width = ladder(kernel, learned), 120
+    rows = by_name(summarize(model, 1, width))
+    reached = light(model, width)
+    for name in ("up2", "fuse2", "up1", "fuse1", "up0", "score"):
+        spans = [
+            np.ptp(np.flatnonzero(reached[name][:, cell])) + 1
+            for cell, place in enumerate(places(rows[name]))
+            if 45 < place < 75
+        ]
+        assert max(spans) == rows[name].field, name
+
+
 @STEPS
 def test_a_picture_of_coordinates_comes_out_as_the_places_of_the_cells(
     kernel, learned, width
@@ -276,14 +311,20 @@ def test_the_classifier_googlenet_is_that_of_the_paper_s_table_1():
     assert rows[-1].shape == (1, 1, 1000)
 
 
-@pytest.mark.parametrize("size", [(0, 40), (40, 0), (40, -1)])
-def test_a_picture_of_no_pixels_is_refused(size):
-    model = build("alexnet", 32)
+@pytest.mark.parametrize(
+    ("net", "size", "layer"),
+    [
+        (functools.partial(build, "alexnet", 32), (0, 40), "preprocess"),
+        (functools.partial(build, "alexnet", 32), (40, -1), "preprocess"),
+        (functools.partial(full, "classifier", "vgg16"), (100, 223), "fc6"),
+    ],
+)
+def test_a_picture_that_is_too_small_is_refused(net, size, layer):
     with pytest.raises(ValueError, match="take a larger image") as error:
-        summarize(model, *size)
+        summarize(net(), *size)
     assert str(error.value) == (
-        f"preprocess has an output of {(*size, 3)} at this image size; expected 1 by 1 "
-        "cells at least: take a larger image."
+        f"{layer} has no output at this image size; expected 1 by 1 cells at least: "
+        "take a larger image."
     )
 
 
