@@ -402,9 +402,8 @@ def main():
         "--findings", type=pathlib.Path, default=pathlib.Path("caffemodel_findings")
     )
     given = parser.parse_args()
-    if min(given.mutants, given.first) < 0 or not any(
-        (given.mutants, given.amplify, given.sizes)
-    ):
+    asked = given.mutants, given.amplify, given.sizes
+    if min(given.mutants, given.first) < 0 or not any(asked):
         parser.error("expected --mutants from 1, --amplify or --sizes")
     reader, kept = load_reader(), []
     with tempfile.TemporaryDirectory() as folder:

@@ -65,12 +65,12 @@ def train(data, run, recipe):
     """
     how, command = [*LABELS, *recipe], run / "command.sh"
     if command.exists():
-        said = command.read_text().splitlines()[1]
-        if f" {shlex.join(how)} --output " not in said:
-            sys.exit(
-                f"{run} was trained by `{said}`; expected {shlex.join(recipe)}. Give "
-                "the same options, or another folder."
-            )
+        for said in command.read_text(encoding="utf-8").splitlines()[1::2]:
+            if f" {shlex.join(how)} --output " not in said:
+                sys.exit(
+                    f"{run} was trained by `{said}`; expected {shlex.join(recipe)}. "
+                    "Give the same options, or another folder."
+                )
     if (run / "model.h5").exists():
         return None
     resume = ["--resume"] if any((run / "state").glob("*.npz")) else []

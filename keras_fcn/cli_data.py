@@ -504,7 +504,7 @@ def _train(options):
     _compile(model, options, recipe, source, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
     if devices.is_first():
-        _note_command(output / "command.sh", options.typed)
+        _note_command(output / "command.sh", options.typed, options.resume)
     snapshots = callbacks.Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
     validated = validation and Batches(
@@ -540,16 +540,16 @@ def _train(options):
             _score(data, model, validation, output / "model.h5", *written, {})
 
 
-def _note_command(path, typed):
-    """Adds to a file what was typed, when and with which versions; it can be run."""
+def _note_command(path, typed, resume):
+    """Writes what was typed, when and with which versions; below it, to resume."""
     import datetime
 
-    from keras_fcn import protocols
+    from keras_fcn import files, protocols
 
+    before = path.read_bytes() if resume and path.exists() else b""
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     known = ", ".join(f"{name} {value}" for name, value in protocols.versions().items())
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(f"# {now}; {known}\n{typed}\n")
+    files.write_bytes(path, before + f"# {now}; {known}\n{typed}\n".encode())
 
 
 def _compile(model, options, recipe, source, steps):

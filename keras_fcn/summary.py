@@ -48,6 +48,11 @@ class View(NamedTuple):
     before: np.ndarray
     after: np.ndarray
 
+    @property
+    def field(self):
+        """Pixels that the widest of them sees."""
+        return float((self.before + self.after).max()) + 1
+
 
 def summarize(model, height=500, width=500):
     """Follows an image through a net without computing anything.
@@ -63,24 +68,22 @@ def summarize(model, height=500, width=500):
     Raises:
         ValueError: If a layer's output would be empty at this size.
     """
-    rows, made, views = [], {}, {}
+    rows, made = [], {}
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             size = (height, width, layer.output.shape[-1])
-            row = Row(layer.name, "Input", size, Grid(), 1, 0, 0, 0)
             view = View(np.zeros(1), np.zeros(1))
+            row = Row(layer.name, "Input", size, Grid(), view.field, 0, 0, 0)
         else:
-            inputs = keras.tree.flatten(layer.input)
-            row = _row(layer, [made[id(tensor)] for tensor in inputs])
-            seen = [(made[id(tensor)].grid, views[id(tensor)]) for tensor in inputs]
-            view = _view(layer, row.grid, seen)
-            row = row._replace(field=float(sum(view).max()) + 1)
-        made[id(layer.output)], views[id(layer.output)] = row, view
+            inputs = [made[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
+            row, view = _row(layer, *zip(*inputs, strict=True))
+        made[id(layer.output)] = row, view
         rows.append(row)
     return rows
 
 
-def _row(layer, sources):
+def _row(layer, sources, views):
+    """The row of a layer and its view, from those of its inputs."""
     shapes = [(1, *source.shape) for source in sources]
     try:
         shape = layer.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])[1:]
@@ -113,12 +116,14 @@ def _row(layer, sources):
             work = shape[0] * shape[1] * shape[2] * taps
     kind = type(layer).__name__
     count = layer.count_params()
-    return Row(layer.name, kind, tuple(shape), grid, 0, depth, count, work)
+    view = _view(layer, grid, sources[0].grid, views)
+    row = Row(layer.name, kind, tuple(shape), grid, view.field, depth, count, work)
+    return row, view
 
 
-def _view(layer, grid, sources):
-    """What a layer's cells see, from the (grid, view) of each of its inputs."""
-    coarse, view = sources[0]
+def _view(layer, grid, coarse, views):
+    """What a layer's cells on `grid` see, the first of its inputs being on `coarse`."""
+    view = views[0]
     if isinstance(layer, CropLike):
         return View(*(np.roll(pixels, -layer.offset) for pixels in view))
     if isinstance(layer, (BilinearUpsampling, keras.layers.Conv2DTranspose)):
@@ -126,7 +131,6 @@ def _view(layer, grid, sources):
     if hasattr(layer, "strides"):
         reach = (_window(layer)[0] - 1) / 2 * coarse.stride
         return View(*(pixels + reach for pixels in view))
-    views = [view for _, view in sources]
     period = max(len(view.before) for view in views)
     return View(
         *(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pictures import write
 
-from keras_fcn import models, training, weights
+from keras_fcn import cli_data, models, training, weights
 from keras_fcn.cli import main
 from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets import catalog
@@ -270,3 +270,13 @@ def test_each_stream_starts_from_a_net_of_its_own(seen, loaded, tmp_path):
     trained("nyudv2-color-hha", *options)
     found = [(net.output.shape[-1], to) for (net, _, to), _ in seen["transplant"]]
     assert found == [(2, "hha"), (3, "color")]
+
+
+def test_a_training_that_begins_anew_forgets_what_was_typed_and_one_resumed_does_not(
+    tmp_path,
+):
+    path = tmp_path / "command.sh"
+    for typed, resume in (("first", False), ("second", False), ("third", True)):
+        cli_data._note_command(path, typed, resume)
+    assert path.read_text().splitlines()[1::2] == ["second", "third"]
+    assert all(line.startswith("# 20") for line in path.read_text().splitlines()[::2])

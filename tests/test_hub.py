@@ -28,7 +28,7 @@ import servers
 from huggingface_hub import constants
 from servers import REVISION, sha256
 
-from keras_fcn import checkpoints, download, hub
+from keras_fcn import download, hub
 
 FULL = os.environ.get("KERAS_FCN_FAULTS") == "full"
 NAME = "vgg16-8s-voc"
@@ -1380,26 +1380,3 @@ def test_a_damaged_note_of_a_branch_is_as_good_as_none(content, site, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match="could not be fetched"):
         hub.fetch_repository("hf://fcn/voc")
-
-
-# Checkpoints that are of another net
-
-
-@pytest.mark.parametrize(
-    ("tag", "builder", "other"),
-    [
-        ("nyud", "fcn", "late_fusion"),
-        ("nyud-color-hha", "late_fusion", "fcn"),
-    ],
-)
-def test_a_checkpoint_is_found_for_the_builder_of_its_net_alone(tag, builder, other):
-    name = f"vgg16-32s-{tag}"
-    assert checkpoints.find(tag, builder, "vgg16", 32).name == name
-    with pytest.raises(ValueError, match=f"no checkpoint {name!r} for {other}.weights"):
-        checkpoints.find(tag, other, "vgg16", 32)
-
-
-def test_the_checkpoint_of_a_classifier_is_found_for_classifiers_alone():
-    assert checkpoints.find("imagenet", "classifier", "vgg16").name == "vgg16-imagenet"
-    with pytest.raises(ValueError, match="'vgg16-imagenet' for fcn.weights"):
-        checkpoints.find("imagenet", "fcn", "vgg16")

@@ -12,7 +12,7 @@ import oracle
 import pytest
 
 import keras_fcn
-from keras_fcn import manifest, models, training, weights
+from keras_fcn import checkpoints, manifest, models, training, weights
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.features import Feature
 from keras_fcn.geometry import Grid
@@ -939,6 +939,26 @@ def test_weights_that_do_not_exist_are_named_with_those_that_do(
     assert f"{name!r}" in str(error.value)
     assert "what exists is alexnet-8s-nowhere." in str(error.value)
     assert "pass an .h5 file" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "builder", "other"),
+    [
+        ("nyud", "fcn", "late_fusion"),
+        ("nyud-color-hha", "late_fusion", "fcn"),
+    ],
+)
+def test_a_checkpoint_is_found_for_the_builder_of_its_net_alone(tag, builder, other):
+    name = f"vgg16-32s-{tag}"
+    assert checkpoints.find(tag, builder, "vgg16", 32).name == name
+    with pytest.raises(ValueError, match=f"no checkpoint {name!r} for {other}.weights"):
+        checkpoints.find(tag, other, "vgg16", 32)
+
+
+def test_the_checkpoint_of_a_classifier_is_found_for_classifiers_alone():
+    assert checkpoints.find("imagenet", "classifier", "vgg16").name == "vgg16-imagenet"
+    with pytest.raises(ValueError, match="'vgg16-imagenet' for fcn.weights"):
+        checkpoints.find("imagenet", "fcn", "vgg16")
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):

@@ -74,3 +74,7 @@ def test_what_was_trained_in_another_way_is_not_taken(script, tmp_path, monkeypa
     for recipe in ([], ["--epochs", "33"], ["--epochs", "3", "--crop", "9"]):
         with pytest.raises(SystemExit, match="run was trained by `keras-fcn train"):
             strides.train(["images", "masks"], run, recipe)
+    with open(run / "command.sh", "a") as file:  # resumed at another rate
+        file.write(f"# later\n{typed[0].replace(' --epochs', ' --lr 1 --epochs')}\n")
+    with pytest.raises(SystemExit, match="run was trained by .* --lr 1 "):
+        strides.train(["images", "masks"], run, ["--epochs", "3"])

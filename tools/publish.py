@@ -226,7 +226,8 @@ def _write_weights(options, entry, path):
     """Ports or copies the weights, and returns the net that holds them."""
     if options.source.suffix in weights.SUFFIXES:
         model = models.build(entry, options.source)
-        shutil.copyfile(options.source, path)
+        with files.replacing(path) as target, open(options.source, "rb") as source:
+            shutil.copyfileobj(source, target)
         return model
     model = models.build(entry)
     with progress.reporting(f"Porting {options.source}") as report:

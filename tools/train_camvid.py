@@ -78,12 +78,12 @@ def check_command(path, how):
         how: The options that are expected.
     """
     if path.exists():
-        said = path.read_text(encoding="utf-8").splitlines()[1]
-        if f" {shlex.join(how)} --output " not in said:
-            sys.exit(
-                f"{path.parent} was trained by `{said}`; expected {shlex.join(how)}. "
-                "Give the same options, or another folder."
-            )
+        for said in path.read_text(encoding="utf-8").splitlines()[1::2]:
+            if f" {shlex.join(how)} --output " not in said:
+                sys.exit(
+                    f"{path.parent} was trained by `{said}`; expected "
+                    f"{shlex.join(how)}. Give the same options, or another folder."
+                )
 
 
 def ship(runs):
