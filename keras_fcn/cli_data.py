@@ -722,9 +722,15 @@ def _net(options, source):
             preprocessing=_preprocessing(options.data),
             batch_norm=options.batch_norm,
         )
+    streams = list(pictures) if isinstance(pictures, dict) else []
     for start in options.init:
-        stream, _, name = start.partition("=")
-        if not (isinstance(pictures, dict) and stream in pictures):
+        stream, named, name = start.partition("=")
+        if stream not in streams:
+            if named and not pathlib.Path(start).exists():
+                raise ValueError(
+                    f"--init {start} names the stream {stream}; expected "
+                    f"{' or '.join(streams) or 'no stream, for the net has but one'}."
+                )
             stream, name = "", start
         stayed = weights.transplant(models.load_checkpoint(name), model, stream)
         # What normalises is set by the first batch, in `_train`.

@@ -272,6 +272,20 @@ def test_each_stream_starts_from_a_net_of_its_own(seen, loaded, tmp_path):
     assert found == [(2, "hha"), (3, "color")]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("nyudv2-color-hha", "expected color or hha"), ("voc2011", "has but one")],
+)
+def test_a_stream_that_the_net_has_not_is_named(
+    name, expected, seen, loaded, tmp_path, capsys
+):
+    options = ["--output", tmp_path / "run", "--backbone", "alexnet", "--stride", "32"]
+    assert main(["train", name, *map(str, options), "--init", "colour=x"])
+    said = capsys.readouterr().err
+    assert "names the stream colour" in said
+    assert expected in said
+
+
 def test_a_training_that_begins_anew_forgets_what_was_typed_and_one_resumed_does_not(
     tmp_path,
 ):
