@@ -58,20 +58,6 @@ def masks(folder):
     return _files(folder, MASK_SUFFIXES, "masks")
 
 
-def read_mask(path, *, relabel=None):
-    """Reads a mask as `images.read_labels` does, (height, width) uint8.
-
-    Args:
-        path: Of the mask.
-        relabel: Labels to replace, `{in the file: to return}`.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is no mask.
-    """
-    return _relabel_table(relabel)[images.read_labels(path)]
-
-
 def check(pairs, num_classes, *, relabel=None):
     """Reads every mask once and makes sure that a model can be trained on it.
 
