@@ -65,8 +65,6 @@ _V1_TYPES = (
     *("ArgMax", "Threshold", "DummyData", "Slice", "MVN", "AbsVal", "Silence"),
     *("ContrastiveLoss", "Exp", "Deconvolution"),
 )
-# Ranks of the kernel and of the bias.
-_RANKS = {"Convolution": (4, 1), "Deconvolution": (4, 1), "InnerProduct": (2, 1)}
 _BINARY = {
     b"\x08": "a .solverstate",
     b"\x1f\x8b": "a gzip archive",
@@ -127,33 +125,6 @@ def read_caffemodel(path) -> dict[str, Layer]:
     with open(path, "rb") as file:
         with _naming(path, _remedy(file.read(64))):
             return _read_net(_Walk(file), size)
-
-
-def modernize(layer):
-    """Returns a layer with its blobs in the shapes that Caffe writes since March 2015.
-
-    Before, every blob had four dims: a bias (1, 1, 1, N), the kernel of an InnerProduct
-    (1, 1, M, K). Leading dims are dropped down to the rank that the type implies;
-    blobs of another rank than four, and of types other than Convolution, Deconvolution
-    and InnerProduct, stay as they are.
-
-    Args:
-        layer: A `Layer`.
-
-    Raises:
-        ValueError: If a dim to drop is not 1.
-    """
-    blobs = list(layer.blobs)
-    for i, rank in enumerate(_RANKS.get(layer.type, ())[: len(blobs)]):
-        shape = blobs[i].shape
-        if len(shape) == 4:
-            if math.prod(shape[:-rank]) != 1:
-                raise ValueError(
-                    f"Blob {i} of the {layer.type} layer has the shape {shape}; "
-                    f"expected {rank} dims, or ones before them. Fetch the file again."
-                )
-            blobs[i] = blobs[i].reshape(shape[-rank:])
-    return Layer(layer.type, blobs)
 
 
 def to_keras(blob, shape):

@@ -14,7 +14,7 @@ import scripts
 from golden import golden
 
 from keras_fcn import caffe
-from keras_fcn.caffe import Layer, modernize, read_caffemodel, to_keras
+from keras_fcn.caffe import Layer, read_caffemodel, to_keras
 
 FUZZER = scripts.ROOT / "benchmarks" / "fuzz_caffemodel.py"
 fuzzer = scripts.load(FUZZER)  # its writer says anything that the wire format can say
@@ -443,31 +443,6 @@ def test_ten_thousand_mutants_of_a_format_give_arrays_or_a_value_error(name):
 
 
 # What a porter makes of it
-
-
-def test_modern_shapes_drop_the_ones_that_the_type_implies():
-    def shapes(kind, *dims):
-        layer = modernize(Layer(kind, [np.zeros(d, np.float32) for d in dims]))
-        assert layer.type == kind
-        return [blob.shape for blob in layer.blobs]
-
-    assert shapes("Convolution", (1, 3, 2, 2), (1, 1, 1, 1)) == [(1, 3, 2, 2), (1,)]
-    assert shapes("Deconvolution", (4, 4, 3, 3), (1, 1, 1, 4)) == [(4, 4, 3, 3), (4,)]
-    assert shapes("InnerProduct", (1, 1, 5, 6), (1, 1, 1, 5)) == [(5, 6), (5,)]
-    assert shapes("InnerProduct", (1, 1, 1, 6), (1, 1, 1, 1)) == [(1, 6), (1,)]
-    assert shapes("InnerProduct", (5, 6), (5,)) == [(5, 6), (5,)]
-    assert shapes("Convolution", (1, 2, 3, 3, 3), (2,)) == [(1, 2, 3, 3, 3), (2,)]
-    assert shapes("Convolution", (4, 3, 1, 1)) == [(4, 3, 1, 1)]
-    assert shapes("Scale", (4,)) == [(4,)]
-    assert shapes("PReLU", (1, 1, 1, 4)) == [(1, 1, 1, 4)]
-
-
-def test_a_dim_that_is_not_one_is_never_dropped():
-    layer = Layer("InnerProduct", [np.zeros((2, 1, 5, 6), np.float32)])
-    with pytest.raises(
-        ValueError, match=r"Blob 0 of the InnerProduct .*\(2, 1, 5, 6\)"
-    ):
-        modernize(layer)
 
 
 def test_a_convolution_kernel_keeps_each_number_at_its_place():
