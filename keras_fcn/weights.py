@@ -169,14 +169,13 @@ def check_functional(model):
         )
 
 
-def load(model, path, *, missing=(), extra=()):
+def load(model, path, *, missing=()):
     """Fills a model from a file, or leaves it as it was.
 
     Args:
         model: A `keras.Model`.
         path: An .h5 file in this module's layout, of any float type.
         missing: Names of layers that the file need not hold; they stay.
-        extra: Names of layers of the file that the model need not have.
 
     Raises:
         ValueError: If names, shapes or types differ, naming the first of them, or if
@@ -184,18 +183,12 @@ def load(model, path, *, missing=(), extra=()):
         OSError: If the file cannot be read.
     """
     variables, hidden = _variables(model), hidden_kernels(model)
-    layers = {_layer(name) for name in variables}
     with _reading(path) as (file, found):
         held = {_layer(name) for name in found}
         wanted = {
             name: tuple(variable.shape)
             for name, variable in variables.items()
             if _layer(name) in held or _layer(name) not in missing
-        }
-        found = {
-            name: shape
-            for name, shape in found.items()
-            if _layer(name) in layers or _layer(name) not in extra
         }
         _compare(wanted, found)
         pairs = []
