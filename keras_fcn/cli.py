@@ -1,13 +1,32 @@
 """The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
+import inspect
 import math
 import pathlib
 import shlex
 import sys
 
-from keras_fcn import cli_data, progress
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text  # which takes "[" for what it is
+
+from keras_fcn import (
+    checkpoints,
+    cli_data,
+    files,
+    images,
+    labels,
+    manifest,
+    models,
+    progress,
+    summary,
+    weights,
+)
 from keras_fcn.cli_data import numbers
+from keras_fcn.evaluation import segment
 from keras_fcn.progress import busy, track
 
 BACKBONES, STRIDES = ("alexnet", "vgg16", "googlenet"), (32, 16, 8, 4)
@@ -180,11 +199,6 @@ def _classes(text):
 
 
 def _list(options):
-    from rich.console import Console
-    from rich.table import Table
-
-    from keras_fcn import manifest
-
     table = Table("checkpoint", "parameters", "classes", "mean IU", "on", box=None)
     for name in manifest.list_checkpoints(options.backbone):
         entry = manifest.checkpoint_info(name)
@@ -212,11 +226,6 @@ def _classes_text(classes):
 
 
 def _show(options):
-    from rich.console import Console
-    from rich.table import Table
-
-    from keras_fcn import summary
-
     model = _net(options.net)
     rows = summary.summarize(model, *options.size)
     table = Table(box=None)
@@ -254,8 +263,6 @@ multiply-adds      {totals["multiply_adds"]:,}""")
 
 def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
-    from keras_fcn import checkpoints, manifest, models
-
     if checkpoints.path_of(name) or name in manifest.list_checkpoints():
         return models.build(models.checkpoint_entry(name))
     backbone, _, stride = name.partition("-")
@@ -270,10 +277,6 @@ def _net(name):
 
 
 def _fetch(options):
-    import keras
-
-    from keras_fcn import checkpoints, files, manifest, models
-
     for name in options.names:
         path = checkpoints.path_of(name)
         if not path:
@@ -288,9 +291,6 @@ def _fetch(options):
 
 
 def _predict(options):
-    from keras_fcn import images, labels, manifest, models
-    from keras_fcn.evaluation import segment
-
     cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
     entry = models.checkpoint_entry(options.checkpoint)
@@ -319,8 +319,6 @@ def _predict(options):
 
 
 def _write_pictures(target, head, picture, found, known):
-    from keras_fcn import images
-
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = f"{target.name}-{head}" if head else target.name
     color = images.colorize(found, known.palette)
@@ -331,8 +329,6 @@ def _write_pictures(target, head, picture, found, known):
 
 
 def _shares(found, names):
-    import numpy as np
-
     values, counts = np.unique(found, return_counts=True)
     order = np.argsort(-counts)
     shares = [
@@ -380,12 +376,7 @@ def _jobs(inputs, output):
 
 
 def _convert(options):
-    import keras
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text  # which takes "[" for what it is
-
-    from keras_fcn import files, models, porting, weights
+    from keras_fcn import porting  # and protobuf, which takes a quarter of a second
 
     cli_data.check_file(options.output, *weights.SUFFIXES)
     entry, output = _entry_of(options), pathlib.Path(options.output)
@@ -419,10 +410,6 @@ def _convert(options):
 
 def _entry_of(options):
     """Returns what the manifest says, or would say, of the net that a file is for."""
-    import inspect
-
-    from keras_fcn import manifest, models
-
     names = ("stride", "num_classes", "input_channels", "skip_scales", "upsampling")
     given = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     if options.checkpoint:
@@ -444,8 +431,6 @@ def _entry_of(options):
 
 
 def _described(builder, backbone, given):
-    from keras_fcn import manifest, models
-
     if builder == "classifier":
         known = manifest.checkpoint_info(f"{backbone}-imagenet")
         return {key: known[key] for key in ("model", "input", "drop") if key in known}

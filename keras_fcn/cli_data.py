@@ -2,12 +2,30 @@
 
 import argparse
 import contextlib
+import datetime
 import functools
 import math
 import pathlib
 import sys
 import warnings
 
+import keras
+import numpy as np
+
+from keras_fcn import (
+    callbacks,
+    checkpoints,
+    devices,
+    evaluation,
+    files,
+    manifest,
+    metrics,
+    models,
+    protocols,
+    training,
+)
+from keras_fcn import weights as weight_files
+from keras_fcn.labels import LABEL_SETS, VOID, LabelSet, voc_colormap
 from keras_fcn.progress import busy, reporting, track
 
 # What `train` does where nobody says otherwise: `compile_modern`, for people's own
@@ -146,7 +164,6 @@ def source_of(data, options, *, label_sets=None, training=False):
 
 def _folder(pairs, relabel, label_sets):
     from keras_fcn.datasets import batches, folder
-    from keras_fcn.labels import VOID, LabelSet, voc_colormap
 
     if label_sets:
         heads = {head: len(known.names) for head, known in label_sets.items()}
@@ -189,10 +206,6 @@ def check_data(options):
 
 def upper_bound(options):
     """Scores labels against themselves, coarser."""
-    import numpy as np
-
-    from keras_fcn import evaluation, metrics
-
     if min(options.factors) < 1:
         raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
     source = _labels(options)
@@ -258,8 +271,6 @@ def check_labels_pictures(entry, name):
 
 def evaluate(options):
     """Scores a checkpoint, by the protocol of its data."""
-    from keras_fcn import checkpoints, manifest, models
-
     if options.json:
         check_file(options.json)
     if options.picture:
@@ -280,8 +291,6 @@ def evaluate(options):
 
 def _score(data, model, source, weights, file, picture, looks):
     """Evaluates a net and prints its scores; keeps and draws the record if told to."""
-    from keras_fcn import protocols
-
     with reporting("Evaluating") as report:
         record = protocols.evaluate(
             _protocol(data, source),
@@ -333,8 +342,6 @@ def check_folder(path):
 
 def _nameless(classes):
     """`{head: LabelSet}` of classes that have no names, from `manifest.num_classes`."""
-    from keras_fcn.labels import LabelSet, voc_colormap
-
     heads = classes if isinstance(classes, dict) else {"": classes}
     return {
         head: LabelSet(tuple(f"class {i}" for i in range(n)), voc_colormap(n))
@@ -344,7 +351,6 @@ def _nameless(classes):
 
 def _protocol(data, source):
     """The protocol of a data set's own, or the plain one for a folder."""
-    from keras_fcn import protocols
     from keras_fcn.datasets import catalog
 
     if len(data) == 2:
@@ -447,8 +453,6 @@ def numbers(text, number=float):
 
 def train(options):
     """Trains a net, on one device or several."""
-    from keras_fcn import devices
-
     if options.batch_norm and options.devices > 1:
         raise ValueError(
             f"--batch-norm was given with --devices {options.devices}, each of which "
@@ -475,9 +479,6 @@ def _check_resume(state, resume):
 
 @warnings_in_a_sentence()  # in processes that `main` has not begun, too
 def _train(options):
-    import keras
-
-    from keras_fcn import callbacks, devices, models, training
     from keras_fcn.datasets.batches import Batches
 
     keras.utils.set_random_seed(options.seed)
@@ -542,10 +543,6 @@ def _train(options):
 
 def _note_command(path, typed, resume):
     """Writes what was typed, when and with which versions; below it, to resume."""
-    import datetime
-
-    from keras_fcn import files, protocols
-
     before = path.read_bytes() if resume and path.exists() else b""
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     known = ", ".join(f"{name} {value}" for name, value in protocols.versions().items())
@@ -553,8 +550,6 @@ def _note_command(path, typed, resume):
 
 
 def _compile(model, options, recipe, source, steps):
-    from keras_fcn import training
-
     weights, rate = _class_weights(source, options.balance), options.learning_rate
     if recipe is None:
         training.compile_modern(
@@ -577,9 +572,7 @@ def _compile(model, options, recipe, source, steps):
 
 def _recipe(name):
     """The reference's recipe of a name, or None for the modern one."""
-    from keras_fcn.training import find_recipe
-
-    return None if name == "modern" else find_recipe(name)
+    return None if name == "modern" else training.find_recipe(name)
 
 
 def _fill_in(options, recipe):
@@ -613,8 +606,6 @@ def _fill_in(options, recipe):
 
 def _label_sets(options):
     """What --labels or --classes say of the labels: `{"": LabelSet}`, or None."""
-    from keras_fcn.labels import LABEL_SETS, LabelSet, voc_colormap
-
     if options.labels and options.classes:
         raise ValueError("Both --labels and --classes were given; expected one.")
     if options.labels and options.labels not in LABEL_SETS:
@@ -637,8 +628,6 @@ def _label_sets(options):
 
 def _labels_fact(label_sets):
     """What a checkpoint says of its labels, in the manifest's field."""
-    from keras_fcn.labels import LABEL_SETS
-
     known = {id(label_set): name for name, label_set in LABEL_SETS.items()}
     facts = {
         head: known.get(id(x), {"names": list(x.names), "palette": x.palette.tolist()})
@@ -691,8 +680,6 @@ def _validation_of(options):
 
 
 def _net(options, source):
-    from keras_fcn import models, weights
-
     classes = {head: len(known.names) for head, known in source.label_sets.items()}
     classes = classes[""] if classes.keys() == {""} else classes
     if options.adjust and isinstance(classes, dict):
@@ -732,7 +719,7 @@ def _net(options, source):
                     f"{' or '.join(streams) or 'no stream, for the net has but one'}."
                 )
             stream, name = "", start
-        stayed = weights.transplant(models.load_checkpoint(name), model, stream)
+        stayed = weight_files.transplant(models.load_checkpoint(name), model, stream)
         # What normalises is set by the first batch, in `_train`.
         stayed = [weight for weight in stayed if "_bn/" not in weight]
         print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")
@@ -741,7 +728,6 @@ def _net(options, source):
 
 def _preprocessing(data):
     """What the reference's net for a data set is fed; None for what `fcn` does."""
-    from keras_fcn import manifest
     from keras_fcn.datasets import catalog
 
     net = None if len(data) == 2 else catalog.DATASETS[_dataset(data[0])[0]].net
@@ -750,7 +736,6 @@ def _preprocessing(data):
 
 def _class_weights(source, power):
     from keras_fcn.datasets.batches import label_counts
-    from keras_fcn.training import balanced_weights
 
     if not power:
         return None
@@ -758,12 +743,11 @@ def _class_weights(source, power):
     for head, known in source.label_sets.items():
         with busy("Counting labels"):
             counts = label_counts(source, head)[: len(known.names)]
-        found[head] = balanced_weights(counts, power)
+        found[head] = training.balanced_weights(counts, power)
     return found[""] if found.keys() == {""} else found
 
 
 def _batches(options, source):
-    from keras_fcn import devices
     from keras_fcn.datasets.batches import Batches
 
     return Batches(
@@ -789,8 +773,6 @@ def _batches(options, source):
 
 def _shown(output, epochs, batches, validation, snapshots):
     """The callbacks that write files and show progress: those of the first process."""
-    from keras_fcn import callbacks, devices
-
     if not devices.is_first():
         return []
     board = callbacks.TensorBoard(output / "tensorboard")
