@@ -29,7 +29,6 @@ from keras_fcn.cli_data import numbers
 from keras_fcn.evaluation import segment
 from keras_fcn.progress import busy, track
 
-BACKBONES, STRIDES = ("alexnet", "vgg16", "googlenet"), (32, 16, 8, 4)
 DEMO_CHECKPOINT = "googlenet-4s-camvid"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -66,7 +65,7 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="the checkpoints that exist")
-    command.add_argument("--backbone", choices=BACKBONES)
+    command.add_argument("--backbone", choices=models.BACKBONES)
     command.set_defaults(run=_list)
 
     command = commands.add_parser(
@@ -126,7 +125,7 @@ def _parser():
 
     command = commands.add_parser("train", help="train a net on labelled pictures")
     cli_data.add_data(command)
-    cli_data.add_training(command, BACKBONES, STRIDES)
+    cli_data.add_training(command)
     command.set_defaults(run=cli_data.train)
 
     command = commands.add_parser("prepare", help="build a data set of the paper's")
@@ -177,7 +176,7 @@ def _add_convert(command):
     add("--output", required=True, help=".h5 file to write")
     net = command.add_mutually_exclusive_group(required=True)
     net.add_argument("--checkpoint", help="what it is: a name in `keras-fcn list`")
-    net.add_argument("--backbone", choices=BACKBONES)
+    net.add_argument("--backbone", choices=models.BACKBONES)
     kinds = command.add_mutually_exclusive_group()
     for kind, what in (
         ("classifier", "it is an ImageNet net, no FCN"),
@@ -187,7 +186,7 @@ def _add_convert(command):
         kinds.add_argument(
             f"--{kind}", dest="builder", action="store_const", const=const, help=what
         )
-    add("--stride", type=int, choices=STRIDES, help="pixels")
+    add("--stride", type=int, choices=models.STRIDES, help="pixels")
     add("--num-classes", type=_classes, metavar="N", help="or sem=33,geo=3")
     add("--input-channels", type=int, choices=(3, 4), help="4: colour and depth")
     add("--skip-scales", type=numbers, metavar="pool4=0.01,pool3=0.0001")

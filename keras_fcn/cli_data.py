@@ -366,7 +366,7 @@ def _protocol(data, source):
 # train
 
 
-def add_training(command, backbones, strides):
+def add_training(command):
     """Adds what only `train` has to its parser."""
     add = command.add_argument
     add("--output", required=True, help="folder for the model, logs and pictures")
@@ -378,8 +378,8 @@ def add_training(command, backbones, strides):
         help="what to score each epoch: as DATA; a data set's own split if left out",
     )
     net = command.add_argument_group("the net")
-    net.add_argument("--backbone", default="googlenet", choices=backbones)
-    net.add_argument("--stride", type=int, default=8, choices=strides)
+    net.add_argument("--backbone", default="googlenet", choices=models.BACKBONES)
+    net.add_argument("--stride", type=int, default=8, choices=models.STRIDES)
     net.add_argument("--labels", help="name of a label set, such as camvid")
     net.add_argument("--classes", nargs="+", metavar="NAME", help="names, in order")
     net.add_argument(
