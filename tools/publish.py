@@ -34,8 +34,8 @@ from keras_fcn import (
     weights,
 )
 from keras_fcn.datasets import folder
+from keras_fcn.metrics import SCORES
 
-SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou")
 CARD = """---
 {metadata}
 ---
