@@ -34,7 +34,6 @@ FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{,199}"
 COMMIT = r"[0-9a-f]{40}"
 SHA256 = r"[0-9a-f]{64}"
 HUB_FIELDS = {"repo", "revision", "file", "bytes", "sha256"}
-ORPHAN_SECONDS = 3600  # what an unfinished transfer left this long ago has no owner
 # Exceptions of the Hub's client, by name: their library differs between its versions.
 FINAL = {"OfflineModeIsEnabled", "TooManyRedirects", "UnsupportedProtocol"}
 
@@ -326,9 +325,8 @@ def _hub_error(error, hub, url, reached):
     from huggingface_hub import constants
 
     if isinstance(error, FileNotFoundError) and error.__cause__:
-        error = (
-            error.__cause__
-        )  # the client says "check your connection", whatever it is
+        # The client says "check your connection", whatever it is.
+        error = error.__cause__
     response = getattr(error, "response", None)
     if response is not None:
         return status_error(response.status_code, url, response.headers)
@@ -481,7 +479,7 @@ def _sweep(folder, pattern, keep="/"):
     for path in folder.glob(pattern):
         # Another process sweeps, too; and what cannot be removed may stay.
         with contextlib.suppress(OSError):
-            old = time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
+            old = time.time() - path.lstat().st_mtime > files.ORPHAN_SECONDS
             if old and not path.name.startswith(keep):
                 path.unlink()
 
