@@ -6,12 +6,7 @@ Multiply-adds of the convolutions, from their shapes, of the three classifiers: 
 are, run on all 32 x 32 shifts, and rarefied.
 """
 
-import math
-
-import keras
-from keras import layers
-
-from keras_fcn import models
+from keras_fcn import models, summary
 from keras_fcn.dense import rarefy
 
 PIXELS, STRIDE = 500, 32
@@ -19,18 +14,7 @@ PIXELS, STRIDE = 500, 32
 
 def multiply_adds(model, pixels):
     """Returns those of all convolutions, for a square picture."""
-    total = 0
-
-    def call(layer, *inputs, **options):
-        nonlocal total
-        outputs = layer(*inputs, **options)
-        if isinstance(layer, layers.Conv2D):
-            total += math.prod(outputs.shape[1:3]) * math.prod(layer.kernel.shape)
-        return outputs
-
-    image = keras.Input((pixels, pixels, 3))
-    keras.models.clone_model(model, input_tensors=image, call_function=call)
-    return total
+    return summary.totals(summary.summarize(model, pixels, pixels))["multiply_adds"]
 
 
 def main():
