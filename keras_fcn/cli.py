@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import math
 import pathlib
 import shlex
 import sys
@@ -234,12 +233,12 @@ def _show(options):
     for column in (*columns, "parameters", "multiply-adds"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        numbers = (*row.shape, *row.grid, row.field)
+        sizes = (*row.shape, *row.grid, row.field)
         counts = (row.parameters, row.multiply_adds)
         table.add_row(
             row.name,
             row.kind,
-            *(f"{number:g}" for number in numbers),
+            *(f"{size:g}" for size in sizes),
             *(f"{count:,}" if count else "" for count in counts),
         )
     console = Console(width=140 if not sys.stdout.isatty() else None)
@@ -398,7 +397,7 @@ def _convert(options):
         theirs, ours = porting.shown(row.blobs), porting.shown(row.weights)
         table.add_row(Text(row.source), theirs, row.layer, ours, row.action)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    entry["parameters"] = sum(map(math.prod, weights.shapes(model).values()))
+    entry["parameters"] = model.count_params()
     entry["file"] = {"name": output.name, **files.measure(output)}
     if foreign:
         original = weights.metadata(output)["original"]
