@@ -167,7 +167,7 @@ def _folder(pairs, relabel, label_sets):
 
     if label_sets:
         heads = {head: len(known.names) for head, known in label_sets.items()}
-        classes = heads[""] if heads.keys() == {""} else heads
+        classes = heads.get("", heads)
         return folder.Folder(
             pairs, classes, relabel=relabel, label_set=label_sets.get("")
         )
@@ -633,7 +633,7 @@ def _labels_fact(label_sets):
         head: known.get(id(x), {"names": list(x.names), "palette": x.palette.tolist()})
         for head, x in label_sets.items()
     }
-    return facts[""] if facts.keys() == {""} else facts
+    return facts.get("", facts)
 
 
 def _has_color(data):
@@ -681,7 +681,7 @@ def _validation_of(options):
 
 def _net(options, source):
     classes = {head: len(known.names) for head, known in source.label_sets.items()}
-    classes = classes[""] if classes.keys() == {""} else classes
+    classes = classes.get("", classes)
     if options.adjust and isinstance(classes, dict):
         raise ValueError(
             "--adjust means nothing for a net of several heads; leave it out."
@@ -744,7 +744,7 @@ def _class_weights(source, power):
         with busy("Counting labels"):
             counts = label_counts(source, head)[: len(known.names)]
         found[head] = training.balanced_weights(counts, power)
-    return found[""] if found.keys() == {""} else found
+    return found.get("", found)
 
 
 def _batches(options, source):

@@ -219,7 +219,7 @@ class Source:
             head: np.array(_open(record[feature]))
             for head, (feature, _) in self._dataset.labels.items()
         }
-        return found[""] if found.keys() == {""} else found
+        return found.get("", found)
 
 
 def _inputs(record, features):
