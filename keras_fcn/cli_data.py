@@ -502,7 +502,8 @@ def _train(options):
     epochs = options.epochs or math.ceil(recipe.steps / len(batches))
     if options.fix_trunk:
         training.fix_trunk(model)
-    _compile(model, options, recipe, source, epochs * len(batches))
+    weights = _class_weights(source, options.balance)
+    _compile(model, options, recipe, weights, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
     if devices.is_first():
         _note_command(output / "command.sh", options.typed, options.resume)
@@ -530,7 +531,6 @@ def _train(options):
         if options.batch_norm:
             model = models.fold_batch_norm(model)
         if options.adjust:
-            weights = _class_weights(source, options.balance)
             training.adjust_logits(model, weights, options.adjust)
         facts = {"labels": _labels_fact(source.label_sets)}
         models.save_checkpoint(model, output / "model.h5", facts=facts)
@@ -549,8 +549,8 @@ def _note_command(path, typed, resume):
     files.write_bytes(path, before + f"# {now}; {known}\n{typed}\n".encode())
 
 
-def _compile(model, options, recipe, source, steps):
-    weights, rate = _class_weights(source, options.balance), options.learning_rate
+def _compile(model, options, recipe, weights, steps):
+    rate = options.learning_rate
     if recipe is None:
         training.compile_modern(
             model,
