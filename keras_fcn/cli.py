@@ -261,8 +261,9 @@ multiply-adds      {totals["multiply_adds"]:,}""")
 
 def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
-    if checkpoints.path_of(name) or name in manifest.list_checkpoints():
-        return models.build(models.checkpoint_entry(name))
+    path = checkpoints.path_of(name)
+    if path or name in manifest.list_checkpoints():
+        return models.build(models.checkpoint_entry(path or name))
     backbone, _, stride = name.partition("-")
     strides = {f"{stride}s": stride for stride in models.STRIDES}
     if backbone not in models.BACKBONES or stride not in strides:
@@ -291,11 +292,12 @@ def _fetch(options):
 def _predict(options):
     cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
-    entry = models.checkpoint_entry(options.checkpoint)
+    checkpoint = checkpoints.path_of(options.checkpoint) or options.checkpoint
+    entry = models.checkpoint_entry(checkpoint)
     cli_data.check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry)
     with busy(f"Loading {options.checkpoint}"):
-        model = models.load_checkpoint(options.checkpoint)
+        model = models.load_checkpoint(checkpoint)
     unread = []
     for source, target in track(jobs, "Segmenting"):
         try:

@@ -275,14 +275,15 @@ def evaluate(options):
         check_file(options.json)
     if options.picture:
         check_file(options.picture, ".png")
-    entry = models.checkpoint_entry(options.checkpoint)
+    path = checkpoints.path_of(options.checkpoint)
+    entry = models.checkpoint_entry(path or options.checkpoint)
     check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
     source = source_of(options.data, options, label_sets=sets)
     with busy(f"Loading {options.checkpoint}"):
-        model = models.load_checkpoint(options.checkpoint)
+        model = models.load_checkpoint(path or options.checkpoint)
     looks = {"mirror": options.mirror, "scales": options.scales}
-    path = checkpoints.path_of(options.checkpoint) or checkpoints.locate(
+    path = path or checkpoints.locate(
         model, checkpoints.Checkpoint(entry, name=options.checkpoint)
     )
     written = options.json, options.picture
