@@ -29,7 +29,6 @@ from keras_fcn.evaluation import segment
 from keras_fcn.progress import busy, track
 
 DEMO_CHECKPOINT = "googlenet-4s-camvid"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 def main(arguments=None):
@@ -341,6 +340,8 @@ def _shares(found, names):
 
 def _jobs(inputs, output):
     """Lists (image file, output path without suffix), each of them once."""
+    from keras_fcn.datasets.folder import IMAGE_SUFFIXES
+
     jobs = []
     for item in map(pathlib.Path, inputs):
         if item.is_dir():
