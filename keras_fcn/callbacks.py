@@ -426,7 +426,7 @@ def averaged(model):
 
 
 class Averages(keras.callbacks.Callback):
-    """Scores the averages of the weights wherever `fit` validates.
+    """Scores the moving averages (EMA) of the weights wherever `fit` validates.
 
     They are what `fit` leaves in the model at its end. `keras.callbacks.SwapEMAWeights`
     means the same, but on TensorFlow it swaps by adding and subtracting: the training

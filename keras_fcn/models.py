@@ -171,6 +171,7 @@ def fcn(
 
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
+        OSError: If they cannot be fetched or read.
     """
     _check(backbone, width, stride, upsampling)
     _check_classes(num_classes, heads=True)
@@ -258,6 +259,7 @@ def late_fusion(
 
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
+        OSError: If they cannot be fetched or read.
     """
     _check(backbone, width, stride, upsampling)
     _check_classes(num_classes)
@@ -306,10 +308,12 @@ def classifier(
 
     Returns:
         A `keras.Model` from (batch, height, width, 3) to logits
-        (batch, h, w, num_classes), h = 1 + (height - 224) / 32 for 224 and more.
+        (batch, h, w, num_classes): h = 1 + (height - 224) / 32 for 224, 256, 288 ...
+        pixels, and the number below or above it for heights between them.
 
     Raises:
         ValueError: If an argument is none of the above, or if `weights` do not fit.
+        OSError: If they cannot be fetched or read.
     """
     _check(backbone, width)
     _check_classes(num_classes)

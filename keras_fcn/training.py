@@ -249,7 +249,7 @@ class CaffeSGD(keras.optimizers.SGD):
         factors=None,
         default_factors=SCORE_FACTORS,
         name="caffe_sgd",
-        **kwargs,  # Keras' own: name, gradient_accumulation_steps ...
+        **kwargs,  # Keras' own, such as gradient_accumulation_steps
     ):
         super().__init__(learning_rate, momentum, name=name, **kwargs)
         self.decay = decay
@@ -402,14 +402,16 @@ def compile_modern(
             added.
         steps: Batches that the whole training will see.
         learning_rate: Its peak, after a twentieth of the steps.
-        weight_decay: Of AdamW; biases have none.
+        weight_decay: Of AdamW; biases and the scales and offsets of normalisation have
+            none.
         class_weights: One number per class, as `balanced_weights` gives, or a dict of
             them by head; or None.
         jaccard: As in `WeightedCrossentropy`.
-        averaging: The share of the steps over which the average of the weights reaches
-            back that `fit` leaves in the model at its end: a momentum of
-            1 - 1 / (averaging * steps). None for none, as suits a net with batch
-            normalisation, whose statistics are those of the weights themselves.
+        averaging: How far back the exponential moving average (EMA) of the weights
+            reaches that `fit` leaves in the model at its end, as a share of the steps:
+            its momentum is 1 - 1 / (averaging * steps). None for none, as suits a net
+            with batch normalisation, whose statistics are those of the weights
+            themselves.
         scores: To follow, as in `SegmentationScores`.
 
     Raises:

@@ -40,7 +40,8 @@ def save(model, path, *, metadata=None, dtype=None):
         dtype: On disk, such as "float16"; that of the weights if None.
 
     Raises:
-        ValueError: If `load` would refuse the numbers; nothing is written.
+        ValueError: If `load` would refuse the numbers, if `dtype` is no type of floats,
+            or if two weights bear one name; nothing is written.
         OSError: If the file cannot be written; an earlier one is then untouched.
     """
     if dtype is not None and np.dtype(dtype).kind != "f":
@@ -216,7 +217,10 @@ def transplant(source, target, suffix=""):
         suffix: Of the target's layer names, such as "color" in a late-fusion net.
 
     Returns:
-        The names of the target's weights that stayed as they were.
+        The names, "layer/weight", of the target's weights that stayed as they were.
+
+    Raises:
+        ValueError: If two weights of a model bear one name.
     """
     given = {
         f"{_layer(name)}{suffix}/{name.split('/', 1)[1]}": variable
