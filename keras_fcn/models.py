@@ -276,9 +276,9 @@ def late_fusion(
         taps = BACKBONES[backbone](x, width)
         scores[stream] = score_taps(taps, num_classes, stride)
     fused = {}
+    *_, coarsest = scores["color"]
     for name, color in scores["color"].items():
-        coarsest = color is list(scores["color"].values())[-1]
-        layer = "score_fused" if coarsest else f"score_{name}_fused"
+        layer = "score_fused" if name == coarsest else f"score_{name}_fused"
         fused[name] = average(color, scores["hha"][name], name=layer)
     outputs = fuse(fused, images["color"], upsampling=upsampling).tensor
     inputs = {stream: image.tensor for stream, image in images.items()}
