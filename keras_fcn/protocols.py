@@ -275,55 +275,11 @@ def write(path, record):
     files.write_bytes(path, f"{text}\n".encode())
 
 
-def measured_table(record):
-    """Returns a record's scores as the manifest's table `measured`: a dict, in percent.
-
-    Of several heads, the scores are those of the first. The split says what is unlike
-    the protocol: how many images are missing, and looks beyond the plain one.
-
-    Args:
-        record: What `evaluate` returned, or what was read back from its file.
-
-    Raises:
-        ValueError: If there are no scores, as of pictures that are all void.
-    """
-    judged = next(iter(_by_head(record).values()))
-    known = {score: judged.get(score) for score in metrics.SCORES}
-    percent = {
-        score: round(100 * value, 2)
-        for score, value in known.items()
-        if value is not None and not math.isnan(value)
-    }
-    if not percent:
-        raise ValueError(
-            f"Of {what(record)} no pixel was scored; expected labels that are not all "
-            "void."
-        )
-    version = record["versions"]["keras_fcn"]
-    return {"split": what(record), "version": version, **percent}
-
-
-def measured(record):
-    """Returns `measured_table` as the line of TOML that belongs in the manifest.
-
-    Args:
-        record: As in `measured_table`.
-
-    Raises:
-        ValueError: As `measured_table` does.
-    """
-    pairs = ", ".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}"  # the same in TOML
-        for key, value in measured_table(record).items()
-    )
-    return f"{'measured':11} = {{ {pairs} }}"
-
-
 def what(record):
     """Returns what was evaluated, such as "CamVid val, 101 images, mirror images, too".
 
     Args:
-        record: As in `measured_table`.
+        record: What `evaluate` returned, or what was read back from its file.
     """
     images, expected = record["images"], record["expected_images"]
     count = (
@@ -342,7 +298,7 @@ def summary(record):
     """Returns a record's scores in percent, as text to print.
 
     Args:
-        record: As in `measured_table`.
+        record: As in `what`.
     """
     lines = []
     for head, judged in _by_head(record).items():
@@ -364,7 +320,7 @@ def draw(record, path):
     the net gives each class; so the diagonal is the accuracy of each.
 
     Args:
-        record: As in `measured_table`.
+        record: As in `what`.
         path: The picture; one matrix below the other for several heads.
 
     Raises:

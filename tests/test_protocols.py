@@ -3,13 +3,11 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import tomllib
 import warnings
 
 import keras
 import numpy as np
 import pytest
-import test_manifest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -392,32 +390,11 @@ def test_a_record_reads_back_as_it_was_but_null_for_nan(tmp_path, record):
     found = json.loads(text, parse_constant=refuse)
     assert found["scores"]["iou"] == [4 / 6, 3 / 5, None]
     for known in (found, record):
-        assert protocols.measured(known) == protocols.measured(record)
         assert protocols.summary(known) == protocols.summary(record)
     scores = {**found.pop("scores"), "iou": None, "accuracy": None}
     assert scores == {**record["scores"], "iou": None, "accuracy": None}
     assert found == {key: record[key] for key in found}
     assert found.keys() == record.keys() - {"scores"}
-
-
-def test_measured_is_a_table_that_the_manifest_takes(record):
-    (table,) = tomllib.loads(protocols.measured(record)).values()
-    test_manifest.check_fields(table, "measured")
-    assert protocols.measured(record).startswith("measured    = { split = ")
-    assert table == protocols.measured_table(record)
-    assert table == {
-        "split": "my streets val, 3 images",
-        "version": importlib.metadata.version("keras-fcn"),
-        "pixel_accuracy": 77.78,
-        "mean_accuracy": 83.33,
-        "mean_iou": 63.33,
-        "fw_iou": 64.44,
-    }
-
-
-def test_measured_of_several_heads_is_that_of_the_first(record):
-    heads = {"sem": record["scores"], "geo": {**record["scores"], "mean_iou": 0.1}}
-    assert protocols.measured({**record, "scores": heads}) == protocols.measured(record)
 
 
 @pytest.mark.parametrize(
@@ -428,10 +405,10 @@ def test_measured_of_several_heads_is_that_of_the_first(record):
         ({"mirror": True, "scales": [2]}, ", mirror images, too, scales 2"),
     ],
 )
-def test_measured_says_how_often_the_net_looked(looks, said, record, model, source):
+def test_a_record_says_how_often_the_net_looked(looks, said, record, model, source):
     found = protocols.evaluate(STREETS, model, source, **looks)
     assert found["looks"] == looks
-    assert protocols.measured_table(found)["split"] == f"my streets val, 3 images{said}"
+    assert protocols.what(found) == f"my streets val, 3 images{said}"
 
 
 @pytest.mark.parametrize("looks", [{"mirror": True}, {"scales": (1, 1.5)}])
@@ -454,17 +431,9 @@ def test_the_counts_of_a_record_are_those_of_its_looks(looks):
     np.testing.assert_array_equal(scores["confusion_matrix"], expected)
 
 
-def test_names_with_quotes_stay_names(record):
-    table = protocols.measured({**record, "data": 'my "streets" \\ é'})
-    (found,) = tomllib.loads(table).values()
-    assert found["split"].startswith('my "streets" \\ é val')
-
-
-def test_of_nothing_but_void_nothing_was_measured(model, source):
+def test_of_nothing_but_void_every_score_is_absent(model, source):
     void = Source((x, np.full_like(labels, VOID)) for x, labels in source)
     record = protocols.evaluate(STREETS, model, void)
-    with pytest.raises(ValueError, match="my streets val, 3 images no pixel was"):
-        protocols.measured(record)
     assert "mean IU absent" in protocols.summary(record)
 
 
