@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # PyTorch's threads, which otherwise spin while they wait, and hold up all beside them.
@@ -20,3 +21,29 @@ def _forget():
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def faults(record_property):
+    """Tries all `cases`, or `few` (a twentieth) of them, and tells which failed."""
+
+    def run(promise, cases, check, few=None):
+        cases = list(cases)
+        if os.environ.get("KERAS_FCN_FAULTS") != "full":
+            chance = random.Random(promise)
+            cases = few or chance.sample(cases, -(-len(cases) // 20))
+        failed = []
+        for case in cases:
+            try:
+                check(*case)
+            except Exception as error:  # the table counts them all
+                failed.append((case, error))
+        record_property("promise", promise)
+        record_property("cases", len(cases))
+        record_property("failures", len(failed))
+        if failed:
+            error = failed[0][1]
+            first = ", ".join(str(case) for case, _ in failed[:10])
+            raise AssertionError(f"{len(failed)} of {len(cases)}: {first}") from error
+
+    return run

@@ -198,31 +198,6 @@ def whole(tmp_path_factory):
     return folder, [read(v) for v in model.weights]
 
 
-@pytest.fixture
-def faults(record_property):
-    """Tries all `cases`, or a twentieth of them, and tells which failed."""
-
-    def run(promise, cases, check, few=None):
-        cases = list(cases)
-        if not FULL:
-            cases = few or random.Random(promise).sample(cases, -(-len(cases) // 20))
-        failed = []
-        for case in cases:
-            try:
-                check(*case)
-            except Exception as error:  # the table counts them all
-                failed.append((case, error))
-        record_property("promise", promise)
-        record_property("cases", len(cases))
-        record_property("failures", len(failed))
-        if failed:
-            first = ", ".join(str(case) for case, _ in failed[:10])
-            error = failed[0][1]
-            raise AssertionError(f"{len(failed)} of {len(cases)}: {first}") from error
-
-    return run
-
-
 class Trainings:
     """A process that has Keras imported, and forks a training for each order."""
 

@@ -30,7 +30,6 @@ from servers import REVISION, sha256
 
 from keras_fcn import download, hub
 
-FULL = os.environ.get("KERAS_FCN_FAULTS") == "full"
 NAME = "vgg16-8s-voc"
 OLD = time.time() - 3700  # an hour and a little ago
 RETRIED = [408, 429, 500, 502, 503, 504]
@@ -162,32 +161,6 @@ class Site:
         with pytest.raises(error) as caught:
             self.fetch(**options)
         return str(caught.value)
-
-
-@pytest.fixture
-def faults(record_property):
-    """Tries all `cases`, or `few` (a twentieth) of them, and tells which failed."""
-
-    def run(promise, cases, check, few=None):
-        cases = list(cases)
-        if not FULL:
-            chance = random.Random(promise)
-            cases = few or chance.sample(cases, -(-len(cases) // 20))
-        failed = []
-        for case in cases:
-            try:
-                check(*case)
-            except Exception as error:  # the table counts them all
-                failed.append((case, error))
-        record_property("promise", promise)
-        record_property("cases", len(cases))
-        record_property("failures", len(failed))
-        if failed:
-            error = failed[0][1]
-            first = ", ".join(str(case) for case, _ in failed[:10])
-            raise AssertionError(f"{len(failed)} of {len(cases)}: {first}") from error
-
-    return run
 
 
 def once(fault, method="GET"):
