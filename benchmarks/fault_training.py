@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import sys
 
-from running import add_names
+import running
 
 BACKENDS = ("torch", "tensorflow", "jax")
 TESTS = pathlib.Path(__file__).parent.parent / "tests" / "test_callbacks.py"
@@ -27,41 +27,19 @@ PROMISES = {
 }
 
 
-class Tally:
-    """Adds up what the tests say of themselves."""
-
-    def __init__(self, promises):
-        self.rows = {number: [0, 0, 0.0] for number in promises}
-        self.left_out = []
+class Tally(running.Tally):
+    """A tally of the tests of promises alone."""
 
     def pytest_collection_modifyitems(self, items):
         """Keeps the tests of promises."""
         items[:] = [item for item in items if "faults" in item.fixturenames]
-
-    def pytest_runtest_logreport(self, report):
-        """Takes the promise, the cases and the failures that a test has recorded."""
-        if report.skipped:
-            self.left_out.append(f"{report.nodeid}: {report.longrepr[2]}")
-        found = dict(report.user_properties)
-        if report.when == "call" and found.get("promise") in self.rows:
-            row = self.rows[found["promise"]]
-            row[0] += found["cases"]
-            row[1] += found["failures"]
-            row[2] += report.duration
-
-    def __str__(self):
-        lines = [f"{'promise':40}{'cases':>8}{'failures':>10}{'seconds':>10}"]
-        for number, (cases, failures, seconds) in self.rows.items():
-            text = f"P{number} {PROMISES[number]}"
-            lines.append(f"{text:40}{cases:8,}{failures:10,}{seconds:10.1f}")
-        return "\n".join(lines + [f"left out: {line}" for line in self.left_out])
 
 
 def run(promises):
     """Tries some promises on the backend of this process; returns pytest's status."""
     import pytest  # only now: it brings in Keras, by way of the tests
 
-    tally = Tally(promises)
+    tally = Tally({number: PROMISES[number] for number in promises})
     options = ["-q", "-p", "no:cacheprovider", "--show-capture=no", str(TESTS)]
     if len(promises) == 1:
         options += ["-k", "killed_at_any_batch"]
@@ -73,7 +51,7 @@ def run(promises):
 def main():
     """Tries all on each backend, in a process of its own; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_names(parser, "backends", BACKENDS)
+    running.add_names(parser, "backends", BACKENDS)
     parser.add_argument("--promises", type=int, nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.promises:

@@ -1,4 +1,4 @@
-"""What the scripts beside it share: backends one after the other, errors in a line."""
+"""What the scripts beside it share: backends in turn, errors in a line, a tally."""
 
 import argparse
 import contextlib
@@ -62,3 +62,37 @@ def one_sentence():
         yield
     except (OSError, ValueError) as error:
         sys.exit(f"{pathlib.Path(sys.argv[0]).name}: error: {error}")
+
+
+class Tally:
+    """Adds up what the tests of promises say of themselves: a plugin of pytest.
+
+    Args:
+        promises: `{number: words}`; tests of other promises do not count.
+    """
+
+    def __init__(self, promises):
+        self.promises = promises
+        self.rows = {number: [0, 0, 0.0] for number in promises}
+        self.left_out = []
+
+    def pytest_runtest_logreport(self, report):
+        """Takes the promise, the cases and the failures that a test has recorded."""
+        if report.skipped:
+            self.left_out.append(f"{report.nodeid}: {report.longrepr[2]}")
+        row = None
+        for key, value in report.user_properties if report.when == "call" else ():
+            if key == "promise":
+                row = self.rows.get(value)
+            elif row:
+                row[("cases", "failures").index(key)] += value
+        if row:
+            row[2] += report.duration
+
+    def __str__(self):
+        rows = {f"P{n} {self.promises[n]}": row for n, row in self.rows.items()}
+        rows["all"] = map(sum, zip(*self.rows.values(), strict=True))
+        lines = [f"{'promise':40}{'cases':>8}{'failures':>10}{'seconds':>10}"]
+        for text, (cases, failures, seconds) in rows.items():
+            lines.append(f"{text:40}{cases:8,}{failures:10,}{seconds:10.1f}")
+        return "\n".join(lines + [f"left out: {line}" for line in self.left_out])
