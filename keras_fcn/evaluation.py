@@ -325,11 +325,11 @@ def coarsen(labels, factor, num_classes):
     """
     height, width = labels.shape
     rows, columns = -(-height // factor), -(-width // factor)
-    cells = np.full((rows * factor, columns * factor), VOID, np.uint8)
-    cells[:height, :width] = labels
-    cells = cells.reshape(rows, factor, columns, factor)
-    votes = [(cells == label).sum(axis=(1, 3)) for label in range(num_classes)]
-    most = np.argmax(votes, axis=0).astype(np.uint8)
+    cells = np.arange(height)[:, None] // factor * columns + np.arange(width) // factor
+    counts = labels < num_classes
+    places = cells[counts] * num_classes + labels[counts].astype(int)
+    votes = np.bincount(places, minlength=rows * columns * num_classes)
+    most = votes.reshape(rows, columns, num_classes).argmax(axis=-1).astype(np.uint8)
     return most.repeat(factor, axis=0).repeat(factor, axis=1)[:height, :width]
 
 
