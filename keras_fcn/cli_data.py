@@ -175,8 +175,7 @@ def _folder(pairs, relabel, label_sets):
     with busy("Looking which labels there are"):
         counts = batches.label_counts(source)
     highest = max((label for label in range(VOID) if counts[label]), default=0)
-    names = tuple(f"class {label}" for label in range(highest + 1))
-    source.label_sets = {"": LabelSet(names, voc_colormap(len(names)))}
+    source.label_sets = _nameless(highest + 1)
     return source
 
 
