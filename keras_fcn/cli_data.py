@@ -130,6 +130,13 @@ def _dataset(token):
     return name, split or None
 
 
+def _known(data):
+    """The `catalog.Dataset` that DATA names; None for folders, or if there is none."""
+    from keras_fcn.datasets import catalog
+
+    return None if len(data) == 2 else catalog.DATASETS.get(_dataset(data[0])[0])
+
+
 def source_of(data, options, *, label_sets=None, training=False):
     """Opens what DATA means as a source (see `datasets.batches`).
 
@@ -638,9 +645,7 @@ def _labels_fact(label_sets):
 
 def _has_color(data):
     """Whether the pictures of DATA are RGB, or have a stream that is."""
-    from keras_fcn.datasets import catalog
-
-    known = None if len(data) == 2 else catalog.DATASETS.get(_dataset(data[0])[0])
+    known = _known(data)
     return not known or known.inputs == "image" or isinstance(known.inputs, dict)
 
 
@@ -670,12 +675,10 @@ def _reading(*served):
 
 def _validation_of(options):
     """What to validate on: DATA, or None."""
-    from keras_fcn.datasets import catalog
-
-    if options.validation or len(options.data) == 2:
+    known = _known(options.data)
+    if options.validation or not known:
         return options.validation
     name, _ = _dataset(options.data[0])
-    known = catalog.DATASETS[name]
     return None if known.train == known.evaluate else [f"{name}/{known.evaluate}"]
 
 
@@ -728,10 +731,8 @@ def _net(options, source):
 
 def _preprocessing(data):
     """What the reference's net for a data set is fed; None for what `fcn` does."""
-    from keras_fcn.datasets import catalog
-
-    net = None if len(data) == 2 else catalog.DATASETS[_dataset(data[0])[0]].net
-    return net and manifest.checkpoint_info(net)["input"]
+    known = _known(data)
+    return known and known.net and manifest.checkpoint_info(known.net)["input"]
 
 
 def _class_weights(source, power):
