@@ -285,18 +285,20 @@ def find_recipe(name):
     """Returns a reference net's `Recipe`.
 
     Args:
-        name: A key of `RECIPES`, such as "voc-fcn8s".
+        name: A key of `RECIPES`, such as "siftflow-fcn8s". Without a data set it is
+            VOC's: "fcn8s" is "voc-fcn8s".
 
     Raises:
         ValueError: If there is none; names those that come near.
     """
-    if name not in RECIPES:
+    recipe = RECIPES.get(name, RECIPES.get(f"voc-{name}"))
+    if recipe is None:
         near = difflib.get_close_matches(str(name), RECIPES, n=3, cutoff=0.3)
         raise ValueError(
             f"There is no recipe {name!r}; expected one of "
             f"keras_fcn.training.RECIPES, such as {', '.join(near or RECIPES)}."
         )
-    return RECIPES[name]
+    return recipe
 
 
 def compile_reference(
@@ -306,7 +308,7 @@ def compile_reference(
 
     ```python
     model = keras_fcn.FCN32s(weights="imagenet", num_classes=21)
-    keras_fcn.compile_reference(model, "voc-fcn32s")
+    keras_fcn.compile_reference(model, "fcn32s")
     epochs = math.ceil(RECIPES["voc-fcn32s"].steps / len(batches))
     model.fit(batches, epochs=epochs, shuffle=False)  # a `Batches` draws its own order
     ```
@@ -318,7 +320,7 @@ def compile_reference(
     Args:
         model: A net that `fcn` or `late_fusion` built. The losses of several heads are
             added.
-        recipe: A key of `RECIPES`, such as "voc-fcn8s", or a `Recipe`.
+        recipe: Of `find_recipe`, such as "fcn8s", or a `Recipe`.
         class_weights: One number per class, as `balanced_weights` gives, or a dict of
             them by head; None for none, as the reference (paper, section 4.3).
         scores: To follow, as in `SegmentationScores`.

@@ -13,6 +13,7 @@ from keras_fcn.training import (
     RECIPES,
     SCORE_FACTORS,
     CaffeSGD,
+    find_recipe,
     fix_trunk,
 )
 
@@ -263,5 +264,13 @@ def test_every_recipe_begins_with_a_checkpoint_that_exists():
 
 def test_an_unknown_recipe_is_an_error_that_names_near_ones():
     model = keras_fcn.fcn("vgg16", 32, 2, width=1 / 64)
-    with pytest.raises(ValueError, match="no recipe 'fcn8s'.*voc-fcn8s"):
-        keras_fcn.compile_reference(model, "fcn8s")
+    with pytest.raises(ValueError, match="no recipe 'voc-fcn9s'.*voc-fcn8s"):
+        keras_fcn.compile_reference(model, "voc-fcn9s")
+
+
+def test_a_recipe_of_no_data_set_is_that_of_voc():
+    found = {name: find_recipe(name.removeprefix("voc-")) for name in RECIPES}
+    assert found == RECIPES
+    model = keras_fcn.fcn("vgg16", 8, 2, width=1 / 64)
+    keras_fcn.compile_reference(model, "fcn8s")
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-14)
