@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def read_labels(path):
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another format, or larger than
             `MAX_PIXELS`; if it holds colours, transparency, floats or labels
-            above 255; if it is a JPEG, WebP or GIF, which change labels.
+            above 255; if it is a JPEG, WebP or GIF, which change labels, or a TIFF in
+            which 0 is white.
     """
     image = _open(path)
     if image.format not in ("PNG", "TIFF", "BMP"):
@@ -86,14 +88,21 @@ def read_labels(path):
             f"`{path}` is a {image.format} file, and such files do not keep labels. "
             "Export the mask anew from its source, as PNG."
         )
-    layout = image.tile
+    raw_mode = _raw_mode(image)
+    if re.search(r";\d?IR?$", raw_mode):
+        raise ValueError(
+            f"`{path}` is a TIFF in which 0 is white, so that its labels may be meant "
+            "as they are stored or as they look. Export the mask anew as PNG."
+        )
     image = _load(image, path)
     if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
         raise ValueError(
             f"`{path}` holds {image.mode} pixels, not one label index per pixel. "
             "Turn its colours into indices and save those with `save_labels`."
         )
-    labels = np.array(image) // _grey_step(layout)
+    # Pillow multiplies greys of 2 and 4 bits, so that 255 is white.
+    step = {"L;2": 85, "L;4": 17}.get(raw_mode.removesuffix("R"), 1)
+    labels = np.array(image) // step
     if labels.min() < 0 or labels.max() > 255:
         raise ValueError(
             f"`{path}` holds the values {labels.min()} to {labels.max()}, but labels "
@@ -368,16 +377,11 @@ def _check_size(image, name):
         )
 
 
-def _grey_step(layout):
-    """Returns what Pillow multiplies greys of 2 and 4 bits by, so that 255 is white.
-
-    Args:
-        layout: The `tile` of the image before it was loaded.
-    """
-    for part in layout:
-        raw_mode = part.args if isinstance(part.args, str) else part.args[0]
-        return {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
-    return 1
+def _raw_mode(image):
+    """Returns how an opened image stores its pixels, such as "L;2": Pillow's name."""
+    for part in image.tile:
+        return part.args if isinstance(part.args, str) else part.args[0]
+    return image.mode
 
 
 def _load(image, name):

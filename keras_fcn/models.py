@@ -3,6 +3,7 @@
 import functools
 import math
 import numbers
+import re
 
 import keras
 import numpy as np
@@ -514,14 +515,18 @@ def describe(model):
     Raises:
         ValueError: If it is another net.
     """
-    layers = {layer.name.removesuffix("_bgrd"): layer for layer in model.layers}
-    fused = "score_fused" in layers
-    found = layers
+    firsts = {f"{first}_bgrd": first for first in FIRST_LAYERS.values()}
+    found = layers = {firsts.get(x.name, x.name): x for x in model.layers}
+    fused = len(model.inputs) > 1
     if fused:  # both streams are alike
         first = "color"
         found = {n.removesuffix(first): x for n, x in layers.items() if first in n}
     backbones = [name for name, first in FIRST_LAYERS.items() if first in found]
-    heads = [name.removeprefix("score_fr") for name in found if "score_fr" in name]
+    heads = [
+        name.removeprefix("score_fr")
+        for name, layer in found.items()
+        if name.startswith("score_fr") and isinstance(layer, keras.layers.Conv2D)
+    ]
     if not backbones or not heads:
         raise ValueError(
             f"The model {model.name!r} has no layers of an FCN; expected one that "
@@ -543,7 +548,9 @@ def describe(model):
         names = {stream: f"preprocess{stream}" for stream in LATE_FUSION_INPUTS}
     else:
         arguments["skip_scales"] = _skip_scales(found, heads) or None
-        arguments["batch_norm"] = any(name.endswith("_bn") for name in found)
+        arguments["batch_norm"] = any(
+            isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers
+        )
         arguments["input_channels"] = model.inputs[0].shape[-1]
         names = {"": "preprocess"}
     if "preprocess" not in found:
@@ -556,12 +563,9 @@ def describe(model):
 
 
 def _skip_scales(found, heads):
-    return {
-        name.removeprefix("scale_").removesuffix(head): found[name].scale
-        for head in heads
-        for name in found
-        if name.startswith("scale_") and name.endswith(head)
-    }
+    pattern = re.compile(rf"scale_(pool\d)({'|'.join(map(re.escape, heads))})")
+    scales = {pattern.fullmatch(name): layer for name, layer in found.items()}
+    return {match[1]: layer.scale for match, layer in scales.items() if match}
 
 
 FIRST_LAYERS = {"alexnet": "conv1", "vgg16": "conv1_1", "googlenet": "conv1_7x7_s2"}
@@ -648,6 +652,12 @@ def _check_classes(num_classes, heads=False):
     if num_classes is not None and not (is_count and all(is_count)):
         expected = "an integer from 1" + ", or a dict of such by head" * heads
         raise ValueError(f"num_classes={num_classes!r} was given; expected {expected}.")
+    for head in num_classes if several else ():
+        if not re.fullmatch(r"\w+", str(head)) or not isinstance(head, str):
+            raise ValueError(
+                f"num_classes has the head {head!r}; expected a name of letters, "
+                "digits and _, for layers bear it."
+            )
 
 
 def _check_skip_scales(skip_scales, taps, stride):

@@ -55,17 +55,21 @@ class WeightedCrossentropy(keras.losses.Loss):
         """Returns numbers whose mean, or sum, is the loss, (batch, height, width).
 
         Args:
-            y_true: (batch, height, width) labels, or with a last axis of 1.
+            y_true: (batch, height, width) labels, or with a last axis of 1. With a
+                label that is neither a class nor void the loss is NaN, or an error
+                where the backend sees it.
             y_pred: (batch, height, width, classes) logits.
         """
         truth = ops.cast(without_channel(y_true, y_pred), "int32")
         counts = truth != self.void
         truth = ops.where(counts, truth, 0)
+        known = (truth >= 0) & (truth < y_pred.shape[-1])
         weight = ops.cast(counts, y_pred.dtype)
         if self.weights is not None:
             table = ops.convert_to_tensor(self.weights, y_pred.dtype)
             weight = weight * ops.take(table, truth)
         loss = ops.sparse_categorical_crossentropy(truth, y_pred, from_logits=True)
+        loss = ops.where(known, loss, math.nan)  # JAX would say 0; others raise
         if self.reduction == "sum":
             return weight * loss
         mean = devices.mean(ops.mean(weight))
@@ -140,6 +144,11 @@ def adjust_logits(model, class_weights, share=0.5):
     weights = np.asarray(_checked(class_weights))
     heads = model.output if isinstance(model.output, dict) else {"": model.output}
     found = [logits.shape[-1] for logits in heads.values()]
+    if len(model.inputs) > 1:
+        raise ValueError(
+            f"{model.name} has two streams, whose scores are averaged; expected a net "
+            "of one stream, whose finest score layer can be adjusted."
+        )
     if found != [weights.size]:
         raise ValueError(
             f"The class weights {weights.tolist()} were given for {model.name}, whose "

@@ -69,6 +69,22 @@ def test_the_taps_have_the_channels_of_the_reference(backbone):
     assert found == {name: n * width for name, n in CHANNELS[backbone].items()}
 
 
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [
+        ("alexnet", {"conv1": 8, "pool1": 8, "pool2": 24, "fc7": 408}),
+        ("vgg16", {"pool2": 12, "pool3": 25, "pool4": 51, "fc7": 409}),
+        # pool3: 12 + 19 + 9 + 6, inception_5b: 38 + 38 + 12 + 12.
+        ("googlenet", {"pool1": 6, "pool2": 19, "pool3": 46, "inception_5b": 100}),
+    ],
+)
+def test_a_tenth_of_the_channels_is_rounded_down_in_alexnet_to_pairs(
+    backbone, channels
+):
+    _, taps = build(backbone, 0.1)
+    assert {name: tap.tensor.shape[-1] for name, tap in taps.items()} == channels
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_convolution_has_the_name_and_shape_of_the_reference(backbone):
     model, _ = build(backbone)

@@ -386,6 +386,16 @@ def test_an_epoch_that_was_left_half_way_is_a_stretch_of_its_own(whole, tmp_path
     assert (batches.epoch, batches.first) == (2, 0)
 
 
+def test_what_is_written_in_an_epoch_entered_half_way_counts_from_its_begin(
+    whole, tmp_path
+):
+    take(whole, tmp_path / "state", (1, 2))
+    with pytest.raises(Killed):
+        train(tmp_path, before=[fault_of("kill", 1, "begin")])
+    assert position(tmp_path) == [(1, 3)]
+    same_as_whole(tmp_path, whole)
+
+
 def test_a_training_that_was_told_to_stop_half_way_is_not_gone_on_with(whole, tmp_path):
     take(whole, tmp_path, (1, 2))
     model = net()

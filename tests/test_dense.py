@@ -399,6 +399,15 @@ def test_a_rarefied_net_has_the_names_of_the_net_and_weights_of_its_own():
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_rarefied_net_computes_in_the_precision_of_the_net():
+    pads = {"padding": "same", "dtype": "bfloat16"}  # 2: more on one side
+    steps = [layers.Conv2D(4, 2, name="c", **pads), layers.MaxPooling2D(3, 1, **pads)]
+    rarefied = rarefy(chain(layers.AveragePooling2D(2, dtype="bfloat16"), *steps))
+    names = [layer.name for layer in rarefied.layers]
+    assert "c_pad" in names
+    assert {layer.compute_dtype for layer in rarefied.layers[1:]} == {"bfloat16"}
+
+
 POOLINGS = {DilatedMaxPooling2D: np.max, DilatedAveragePooling2D: np.mean}
 
 

@@ -395,6 +395,12 @@ def test_batches_that_are_not_those_of_the_net_stop_the_evaluation(model, fusion
         ),
         (model, pictures[0], labels, r"\(4, 4, 3\).*expected .batch, height, width, 3"),
         (model, np.where(pictures > 99, np.nan, pictures), labels, "are not finite"),
+        (
+            model,
+            np.where(pictures > 99, np.inf, np.float64(pictures)),
+            labels,
+            "not finite",
+        ),
         (model, pictures, labels + 0.5, r"labels \[0.5.*\]; expected 0 to 2"),
         (model, pictures, np.where(labels > 0, np.nan, 0), r"labels \[nan.*; expected"),
         (keras.Sequential([model]), pictures, labels, "expected a functional net"),

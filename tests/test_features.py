@@ -137,7 +137,9 @@ def test_layers_are_named_as_told_with_the_suffix_of_their_stream(suffix):
 # Pooling
 
 
-@pytest.mark.parametrize(("kernel", "stride", "pad"), [(2, 2, 0), (3, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad"), [(2, 2, 0), (3, 2, 0), (3, 3, 0), (3, 1, 1)]
+)
 def test_max_pooling_rounds_up_at_every_size(kernel, stride, pad):
     x = image(2)
     y = max_pool(x, kernel, stride, pad=pad, name="p")
@@ -180,6 +182,20 @@ def test_dropout_drops_each_number_by_itself_and_only_in_training():
     np.testing.assert_allclose(trained[kept], 1 / 0.6, rtol=1e-6)
     assert abs(kept.mean() - 0.6) < 0.02
     assert len(np.unique(kept.reshape(-1, 50), axis=0)) == 400  # whole maps would be 1
+
+
+def test_each_dropout_draws_for_itself_and_all_by_the_seed_that_was_set():
+    array, masks = np.ones((1, 20, 20, 50), "float32"), []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        x = image(50)
+        dropped = [dropout(x, 0.5, name=name).tensor for name in ("drop6", "drop7")]
+        found = keras.Model(x.tensor, dropped)(array, training=True)
+        masks.append([keras.ops.convert_to_numpy(y) > 0 for y in found])
+    first, again, other = masks
+    np.testing.assert_array_equal(again, first)
+    for one, two in ((first[0], first[1]), (first[0], other[0])):
+        assert abs((one == two).mean() - 0.5) < 0.02
 
 
 def test_scaling_multiplies_by_a_constant():

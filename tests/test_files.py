@@ -124,15 +124,16 @@ def test_killed_while_it_writes_a_process_leaves_the_earlier_or_the_later_file(
         assert content == content[:1] * 4_000_000
 
 
-def test_what_killed_writers_left_is_removed_an_hour_later(tmp_path):
-    old, young = tmp_path / ".file.0123abcd.part", tmp_path / ".file.4567cdef.part"
-    other = tmp_path / ".other.0123abcd.part"
+@pytest.mark.parametrize("name", ["file", "file[1]"])
+def test_what_killed_writers_left_is_removed_an_hour_later(name, tmp_path):
+    old, young = (tmp_path / f".{name}.{x}.part" for x in ("0123abcd", "4567cdef"))
+    other = tmp_path / ".file1.0123abcd.part"
     for part in (old, young, other):
         part.write_bytes(b"half a file")
     for part, age in ((old, 3700), (young, 3500), (other, 3700)):
         os.utime(part, (time.time() - age,) * 2)
-    files.write_bytes(tmp_path / "file", b"whole")
-    assert {p.name for p in tmp_path.iterdir()} == {"file", young.name, other.name}
+    files.write_bytes(tmp_path / name, b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {name, young.name, other.name}
 
 
 def moved(path, content):

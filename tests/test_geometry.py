@@ -190,9 +190,10 @@ def test_the_parity_of_a_kernel_is_that_of_the_half_pixel(factor):
     [
         (Grid(2, 0), Grid(4, 8), "4.0"),
         (Grid(4, 8), Grid(4, 0), "-2.0"),
+        (Grid(4, 4), Grid(4, 0), "-1.0"),
         (Grid(1, -18.5), Grid(), "18.5"),
     ],
-    ids=["strides differ", "negative", "between two cells"],
+    ids=["strides differ", "negative", "just negative", "between two cells"],
 )
 def test_a_crop_that_is_not_whole_cells_is_refused(grid, onto, cells):
     with pytest.raises(ValueError, match="cannot be cropped") as error:

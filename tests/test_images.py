@@ -1,6 +1,7 @@
 """Reading, decoding, painting and saving, against pixels written down by hand."""
 
 import io
+import itertools
 import os
 import random
 import struct
@@ -468,6 +469,34 @@ def test_grey_masks_are_the_values_in_the_file_whatever_their_bits(write, bits):
     np.testing.assert_array_equal(read_labels(write(png, "mask.png")), labels)
 
 
+def tiff(lines, width, bits, white_is_zero, reversed_bits):
+    """The smallest file of TIFF 6.0, sections 2 and 4: one strip, after the table."""
+    if reversed_bits:  # FillOrder 2
+        lines = [bytes(int(f"{x:08b}"[::-1], 2) for x in line) for line in lines]
+    pixels = b"".join(lines)
+    tags = {256: width, 257: len(lines), 258: bits, 259: 1, 262: 1 - white_is_zero}
+    tags |= {266: 1 + reversed_bits, 277: 1, 278: len(lines), 279: len(pixels)}
+    tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4
+    rows = (struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    table = struct.pack("<H", len(tags)) + b"".join(rows) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + table + pixels
+
+
+@pytest.mark.parametrize("reversed_bits", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_of_tiff_only_masks_whose_0_is_black_are_read(bits, reversed_bits, write):
+    labels = np.random.default_rng(0).integers(0, 2**bits, (5, 8)).astype(np.uint8)
+    lines = [
+        int("".join(f"{label:0{bits}b}" for label in line), 2).to_bytes(bits, "big")
+        for line in labels.tolist()
+    ]
+    black = write(tiff(lines, 8, bits, False, reversed_bits), "black.tif")
+    np.testing.assert_array_equal(read_labels(black), labels)
+    white = write(tiff(lines, 8, bits, True, reversed_bits), "white.tif")
+    with pytest.raises(ValueError, match=r"white\.tif` is a TIFF in which 0 is white"):
+        read_labels(white)
+
+
 def test_a_mask_without_pixels_is_damaged(write):
     header = struct.pack(">IIBBBBB", 7, 5, 8, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
@@ -554,6 +583,10 @@ def test_lossy_images_read_back_nearly(tmp_path, suffix):
     save_image(tmp_path / f"a{suffix}", pixels)
     error = read_image(tmp_path / f"a{suffix}").astype(int) - pixels
     assert np.abs(error).max() <= 3
+    grey = noise(64, 64)  # the hardest there is
+    save_image(tmp_path / f"b{suffix}", grey)
+    error = read_image(tmp_path / f"b{suffix}").astype(int) - grey[..., None]
+    assert np.abs(error).max() < 10
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.pdf", "a"])
@@ -670,7 +703,7 @@ def test_more_than_256_classes_are_painted_too():
     np.testing.assert_array_equal(painted, [[(43, 1, 9), (224, 224, 192)]])
 
 
-@pytest.mark.parametrize("label", [2, 254])
+@pytest.mark.parametrize("label", [2, 254, 256])
 def test_a_label_without_a_colour_is_refused(label):
     with pytest.raises(ValueError, match=f"Label {label} has no colour.*2 entries"):
         colorize(np.array([[0, label, VOID]]), [(1, 2, 3), (4, 5, 6)])
@@ -768,9 +801,17 @@ def test_a_legend_has_three_columns_at_most():
 
 
 def test_a_legend_names_only_the_classes_that_are_there():
-    labels = np.array([[7, 2], [VOID, 2]])
-    result = legend(np.zeros((2, 2, 3), np.uint8), ["name"] * 10, COLORS, labels)
-    assert np.flatnonzero(boxes(result)).tolist() == [2, 7]
+    for there in ([2, 7], [0, 3]):
+        labels = np.array([there, [VOID, there[0]]])
+        result = legend(np.zeros((2, 2, 3), np.uint8), ["name"] * 10, COLORS, labels)
+        assert np.flatnonzero(boxes(result)).tolist() == there
+
+
+def test_the_boxes_of_a_legend_stand_apart():
+    result = legend(np.full((400, 50, 3), 255, np.uint8), ["W"] * 12, COLORS)
+    rows = [np.flatnonzero((result == color).all(-1).any(1)) for color in COLORS[:12]]
+    gaps = [below.min() - above.max() for above, below in itertools.pairwise(rows)]
+    assert min(gaps) > np.ptp(rows[0]) / 2  # one column: half a box between them
 
 
 def test_a_legend_gives_each_class_its_own_name():

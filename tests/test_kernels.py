@@ -53,7 +53,16 @@ def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_bfloat16"])
 @pytest.mark.parametrize("shape", [(3, 7, 5, 4), (1, 1, 1, 4)])
 @pytest.mark.parametrize(
-    "options", [{}, {"axis": 1}, {"scale": False}, {"center": False}], ids=str
+    "options",
+    [
+        {},
+        {"epsilon": 100.0},
+        {"axis": 1},
+        {"scale": False},
+        {"center": False},
+        {"renorm": True},
+    ],
+    ids=str,
 )
 def test_batch_normalization_learns_and_predicts_as_keras_own(options, shape, dtype):
     x, y = 50 * noise(*shape) + 100, noise(*shape, seed=1)

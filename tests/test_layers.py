@@ -237,7 +237,13 @@ def test_depth_becomes_its_natural_logarithm_and_no_depth_that_of_a_millimetre()
 
 @pytest.mark.parametrize(
     ("channels", "mean"),
-    [("BGR", [1, 2]), ("BG", [1, 2, 3]), ("BGX", [1, 2, 3]), ("BGRR", [1, 2, 3, 4])],
+    [
+        ("BGR", [1, 2]),
+        ("BG", [1, 2, 3]),
+        ("BGX", [1, 2, 3]),
+        ("BGRR", [1, 2, 3, 4]),
+        ("BGRD", [1, 2, 3, 4, 5]),
+    ],
 )
 def test_preprocessing_of_other_channels_is_refused(channels, mean):
     with pytest.raises(ValueError, match="Preprocessing with channels") as error:

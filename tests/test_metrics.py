@@ -51,6 +51,7 @@ MATRICES = {
     "a class neither there nor found": [[5, 1, 0], [2, 7, 0], [0, 0, 0]],
     "a class found by mistake": [[5, 0, 1], [2, 7, 0], [0, 0, 0]],
     "a class never found": [[5, 1, 0], [2, 7, 0], [1, 1, 0]],
+    "classes of one pixel": [[5, 0, 1], [0, 1, 0], [0, 0, 1]],
     "one class": [[4]],
 }
 
@@ -71,6 +72,20 @@ def test_labels_that_are_no_class_do_not_count_and_their_prediction_may_be_any()
     truth = np.array([0, 1, 1, 2, 7, -1, 255])
     prediction = np.array([0, 1, 0, 99, 99, 99, 99])
     assert confusion_matrix(truth, prediction, 2).tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_there_may_be_more_classes_than_their_product_has_room_in_a_label(dtype):
+    truth = np.array([0, 1, 200, 254, 254], dtype)
+    matrix = confusion_matrix(truth, truth[::-1], 255)
+    assert np.argwhere(matrix).tolist() == [
+        [0, 254],
+        [1, 254],
+        [200, 200],
+        [254, 0],
+        [254, 1],
+    ]
+    assert matrix.sum() == 5
 
 
 def test_void_may_be_a_class_s_number():
@@ -199,6 +214,14 @@ def test_the_metric_leaves_out_of_a_mean_what_the_paper_s_code_leaves_out(name, 
     metric.update_state(truth[None, None], np.eye(len(counts))[prediction][None, None])
     expected = transcribed(MATRICES[matrix])[name]
     assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_metric_counts_no_pixel_whose_label_is_no_class():
+    metric = SegmentationScores(3)
+    truth = np.array([[[0, 1, 2, 3, 4, -1, -2, 254, VOID]]])
+    prediction = np.array([[[0, 2, 2, 0, 1, 2, 0, 1, 2]]])
+    metric.update_state(truth, np.eye(3)[prediction])
+    assert metric.matrix().tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("count", [2**24, 2**31, 2**40])

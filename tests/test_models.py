@@ -854,6 +854,33 @@ def test_a_checkpoint_is_not_filled_from_a_file_of_another_net(said, fact, tmp_p
         models.load_checkpoint(path, weights=other)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "b_a"),
+        ("bn", "bgrd"),
+        ("fused", "fr"),
+        ("score_fr", "color"),
+        ("1", "1_1"),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_net_is_built_again_whatever_its_heads_are_called(names, channels, tmp_path):
+    heads = dict(zip(names, (3, 4), strict=True))
+    scales = {"pool4": 0.5, "pool3": 0.25}
+    arguments = {"skip_scales": scales, "input_channels": channels, "width": 1 / 64}
+    model = oracle.draw(models.fcn("vgg16", 8, heads, **arguments))
+    models.save_checkpoint(model, tmp_path / "net.h5")
+    again = models.load_checkpoint(str(tmp_path / "net.h5"))
+    described = models.describe(again)["model"]
+    assert {name: described[name] for name in arguments} == arguments
+    assert described["num_classes"] == heads
+    assert not described["batch_norm"]
+    picture = pictures(channels=channels)
+    for head, logits in model.predict_on_batch(picture).items():
+        np.testing.assert_array_equal(again.predict_on_batch(picture)[head], logits)
+
+
 def test_imagenet_is_for_colour_and_depth(monkeypatch):
     monkeypatch.setattr(models, "classifier", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ValueError, match="input_channels=1; expected 3, or 4"):

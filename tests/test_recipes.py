@@ -256,6 +256,22 @@ def test_accumulated_learning_is_one_line():
     assert loss == pytest.approx(np.log(3), rel=1e-5)  # the mean of seven pixels
 
 
+@pytest.mark.parametrize("accumulate", [1, 20])
+def test_a_loss_is_a_mean_where_the_recipe_says_so_however_many_are_accumulated(
+    accumulate,
+):
+    model = keras_fcn.fcn("alexnet", 32, 3, width=1 / 64)
+    picture, truth = np.zeros((1, 40, 30, 3), "float32"), np.full((1, 40, 30), 255)
+    truth[0, 0, :7] = 2
+    for normalize, pixels in ((False, 7), (True, 1)):
+        recipe = RECIPES["voc-fcn32s"]._replace(
+            accumulate=accumulate, normalize=normalize
+        )
+        keras_fcn.compile_reference(model, recipe)
+        loss = model.evaluate(picture, truth, verbose=0, return_dict=True)["loss"]
+        assert loss == pytest.approx(pixels * np.log(3), rel=1e-5)
+
+
 def test_every_recipe_begins_with_a_checkpoint_that_exists():
     known = manifest.list_checkpoints()
     for name, recipe in RECIPES.items():
