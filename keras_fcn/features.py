@@ -66,6 +66,8 @@ def conv(x, filters, kernel, *, name, stride=1, pad=0, groups=1, activation="rel
         name=name,
     )
     x = x.then(layer, grid)
+    if activation:  # what a clone draws by, be this one about to be loaded
+        layer.kernel_initializer = keras.initializers.get("he_normal")
     if normalized:
         x = x.then(BatchNormalization(momentum=0.97, name=f"{name}_bn"))
         x = x.then(layers.Activation(activation, name=f"{name}_relu"))

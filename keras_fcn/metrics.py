@@ -115,16 +115,24 @@ def without_channel(labels, logits):
         logits: (batch, height, width, classes).
 
     Raises:
-        ValueError: If that axis is not 1 long, as that of one-hot labels.
+        ValueError: If that axis is not 1 long, as that of one-hot labels, or if they
+            are of another size.
     """
-    if len(labels.shape) != len(logits.shape):
-        return labels
-    if labels.shape[-1] not in (1, None):
+    if len(labels.shape) == len(logits.shape):
+        if labels.shape[-1] not in (1, None):
+            raise ValueError(
+                f"Labels of shape {tuple(labels.shape)} were given; expected integers, "
+                "(batch, height, width). Of one-hot labels take the argmax."
+            )
+        labels = ops.squeeze(labels, axis=-1)
+    given, expected = tuple(labels.shape), tuple(logits.shape[:-1])
+    known = [(a, b) for a, b in zip(given, expected, strict=False) if a and b]
+    if len(given) != len(expected) or any(a != b for a, b in known):
         raise ValueError(
-            f"Labels of shape {tuple(labels.shape)} were given; expected integers, "
-            "(batch, height, width). Of one-hot labels take the argmax."
+            f"Labels of shape {given} were given for logits of {expected}; expected "
+            "one label for each pixel: resize the masks to their pictures."
         )
-    return ops.squeeze(labels, axis=-1)
+    return labels
 
 
 @keras.saving.register_keras_serializable("keras_fcn")
@@ -148,6 +156,7 @@ class SegmentationScores(keras.metrics.Metric):
                 f"score={score!r} was given; expected one of {', '.join(SCORES)}."
             )
         self.num_classes, self.score, self.void = num_classes, score, void
+        self._direction = "up"  # as Keras' own say it, for mode="auto" of callbacks
         shape = (num_classes, num_classes)
         self.ones = self.add_variable(shape, "zeros", dtype="int32", name="ones")
         self.millions = self.add_variable(

@@ -420,8 +420,9 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
         dtype: On disk, such as "float16" for half the size.
 
     Raises:
-        ValueError: If neither built the net, if weights are not finite, if the path
-            does not end in .h5, or if `labels` are not so or not one for each class.
+        ValueError: If neither built the net as it is, if weights are not finite, if the
+            path is a bare name without .h5, or if `labels` are not so or not one for
+            each class.
         OSError: If the file cannot be written.
     """
     if not checkpoints.is_path(path):
@@ -431,6 +432,7 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
             "file from a name."
         )
     metadata = {**describe(model), **(facts or {})}
+    _check_described(model, metadata)
     manifest.check_labels(metadata)
     weight_files.save(model, path, metadata=metadata, dtype=dtype)
 
@@ -560,6 +562,22 @@ def describe(model):
         for stream, name in names.items()
     }
     return {"model": arguments, "input": inputs.get("", inputs)}
+
+
+def _check_described(model, entry):
+    """Checks that the net which an entry describes is the model, as far as one sees."""
+    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
+        described = build(entry)
+    for what, each in {
+        "weights": weight_files.shapes,
+        "output": lambda net: (isinstance(net.output, dict), net.output_names),
+    }.items():
+        if each(model) != each(described):
+            raise ValueError(
+                f"The model {model.name!r} has other {what} than the net that its "
+                "layers are of; expected one as keras_fcn.fcn built it. Write others "
+                "with keras_fcn.weights.save."
+            )
 
 
 def _skip_scales(found, heads):

@@ -56,20 +56,22 @@ class WeightedCrossentropy(keras.losses.Loss):
 
         Args:
             y_true: (batch, height, width) labels, or with a last axis of 1. With a
-                label that is neither a class nor void the loss is NaN, or an error
-                where the backend sees it.
+                label that is neither a class nor void the loss is NaN, on every
+                backend and device.
             y_pred: (batch, height, width, classes) logits.
         """
-        truth = ops.cast(without_channel(y_true, y_pred), "int32")
-        counts = truth != self.void
-        truth = ops.where(counts, truth, 0)
+        labels = without_channel(y_true, y_pred)
+        truth = ops.cast(labels, "int32")
         known = (truth >= 0) & (truth < y_pred.shape[-1])
+        known = known & (ops.cast(truth, labels.dtype) == labels)
+        counts = truth != self.void
+        truth = ops.where(counts & known, truth, 0)
         weight = ops.cast(counts, y_pred.dtype)
         if self.weights is not None:
             table = ops.convert_to_tensor(self.weights, y_pred.dtype)
             weight = weight * ops.take(table, truth)
         loss = ops.sparse_categorical_crossentropy(truth, y_pred, from_logits=True)
-        loss = ops.where(known, loss, math.nan)  # JAX would say 0; others raise
+        loss = ops.where(known | ~counts, loss, math.nan)
         if self.reduction == "sum":
             return weight * loss
         mean = devices.mean(ops.mean(weight))
@@ -508,6 +510,13 @@ def _compile(
     def loss(head, logits):
         weights = class_weights[head] if head and class_weights else class_weights
         return WeightedCrossentropy(weights, jaccard=jaccard, reduction=reduction)
+
+    for logits in keras.tree.flatten(model.output):
+        if not 2 <= logits.shape[-1] <= VOID:
+            raise ValueError(
+                f"{model.name} tells {logits.shape[-1]} classes apart; expected 2 to "
+                f"{VOID}, for of one there is nothing to learn, and {VOID} is void."
+            )
 
     def metrics(head, logits):
         return [SegmentationScores(logits.shape[-1], score) for score in scores]

@@ -302,3 +302,22 @@ def test_the_metric_updates_inside_a_compiled_function():
     )
     expected = transcribed(counted(truth, logits.argmax(-1), 4))["mean_iou"]
     assert float(metric.stateless_result(state)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1), (2, 7, 1), (7, 9), (2, 14, 18), (1, 7, 9)]
+)
+def test_labels_of_another_size_than_the_logits_are_refused(shape):
+    metric = SegmentationScores(3)
+    with pytest.raises(ValueError, match="expected one label for each pixel"):
+        metric.update_state(np.zeros(shape, int), np.zeros((2, 7, 9, 3)))
+
+
+def test_callbacks_know_that_more_is_better(tmp_path):
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Conv2D(3, 1)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=[SegmentationScores(3)])
+    data = np.ones((2, 4, 4, 3), "float32"), np.ones((2, 4, 4), int)
+    best = keras.callbacks.EarlyStopping("val_mean_iou", mode="auto")
+    model.fit(*data, validation_data=data, verbose=0, callbacks=[best])
+    assert best.monitor_op(2.0, 1.0)

@@ -854,6 +854,52 @@ def test_a_checkpoint_is_not_filled_from_a_file_of_another_net(said, fact, tmp_p
         models.load_checkpoint(path, weights=other)
 
 
+def softened(model):
+    return keras.layers.Softmax()(model.output["a"])
+
+
+def with_weights(model):
+    more = keras.layers.Conv2D(4, 1, name="more")
+    return {**model.output, "b": more(model.output["a"])}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        softened,
+        lambda model: model.output["a"],
+        lambda model: model.get_layer("score_fr_a").output,
+        lambda model: {**model.output, "c": softened(model)},
+        lambda model: {"a": model.output["b"], "b": model.output["a"]},
+        with_weights,
+    ],
+    ids=["softmax", "one head", "cells", "another head", "swapped", "more weights"],
+)
+def test_what_was_made_of_a_net_is_not_saved_as_that_net(change, tmp_path):
+    model = models.fcn("alexnet", 16, {"a": 3, "b": 4}, width=1e-6)
+    made = keras.Model(model.input, change(model))
+    with pytest.raises(ValueError, match="has other (output|weights) than the net"):
+        models.save_checkpoint(made, tmp_path / "net.h5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_clone_of_a_net_that_was_loaded_has_kernels_to_learn_with(norm, tmp_path):
+    path = str(tmp_path / "net.h5")
+    net = models.fcn("googlenet", 16, 3, width=1 / 16, batch_norm=norm)
+    models.save_checkpoint(net, path)
+    clone = keras.models.clone_model(models.load_checkpoint(path))
+    for layer in layers_of(clone, keras.layers.Conv2D):
+        drawn = weights.to_numpy(layer.kernel).any()
+        assert drawn == (not layer.name.startswith("score_")), layer.name
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "a b", 1, None])
+def test_a_head_that_layers_cannot_be_called_by_is_refused(name):
+    with pytest.raises(ValueError, match="has the head .*expected a name of letters"):
+        models.fcn("alexnet", 32, {"sem": 3, name: 2}, width=1e-6)
+
+
 @pytest.mark.parametrize(
     "names",
     [
