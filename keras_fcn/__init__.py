@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from keras_fcn.evaluation import evaluate, segment
+from keras_fcn.exporting import export
 from keras_fcn.images import colorize, decode_segmentation, overlay
 from keras_fcn.manifest import checkpoint_info, list_checkpoints
 from keras_fcn.metrics import SegmentationScores
@@ -42,6 +43,7 @@ __all__ = [
     "compile_reference",
     "decode_segmentation",
     "evaluate",
+    "export",
     "fcn",
     "late_fusion",
     "list_checkpoints",

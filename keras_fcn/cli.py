@@ -15,6 +15,7 @@ from rich.text import Text  # which takes "[" for what it is
 from keras_fcn import (
     checkpoints,
     cli_data,
+    exporting,
     files,
     images,
     labels,
@@ -137,6 +138,16 @@ def _parser():
     )
     _add_convert(command)
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("export", help="write a net as ONNX or SavedModel")
+    command.add_argument("checkpoint", help="a name in `keras-fcn list`, or a file")
+    command.add_argument(
+        "--output", required=True, type=pathlib.Path, help="net.onnx, or a new folder"
+    )
+    command.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="(any)"
+    )
+    command.set_defaults(run=_export)
 
     command = commands.add_parser("check-data", help="what may be wrong with a folder")
     command.add_argument("images", help="folder of images")
@@ -407,6 +418,15 @@ def _convert(options):
         entry["caffemodel"] = {**entry.get("caffemodel", {}), **original}
     print(f"Wrote {output}, sha256 {entry['file']['sha256']}. For the manifest:\n")
     print(porting.entry_toml(options.checkpoint or output.stem, entry))
+
+
+def _export(options):
+    exporting.check_path(options.output, options.size)
+    with busy(f"Loading {options.checkpoint}"):
+        model = models.load_checkpoint(options.checkpoint)
+    with busy(f"Writing {options.output}"):
+        exporting.export(model, options.output, size=options.size)
+    print(f"Wrote {options.output}")
 
 
 def _entry_of(options):

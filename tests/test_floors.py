@@ -34,6 +34,7 @@ FLOORS = [
         "datasets.matlab",
         "evaluation",
         "callbacks",
+        "exporting",
         "training",
     ],
     ["backbones", "summary", "checkpoints", "protocols", "datasets.building"],
