@@ -85,8 +85,10 @@ def check_path(path, size=None):
             f"{path} was given to export to; expected a name that ends in .onnx, or "
             "one without suffix, of a folder for TensorFlow's SavedModel."
         )
-    if path.suffix == "" and path.exists():
-        raise ValueError(f"{path} exists; expected the name of a new folder.")
+    if path.is_dir() or (path.exists() and not path.suffix):
+        raise ValueError(f"{path} exists; expected a name that is free.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder; expected one to write to.")
     if size is not None and min(size) < 1:
         raise ValueError(f"size={size} was given; expected pixels from 1.")
     kind = f"ONNX for pictures of {'one' if size else 'any'} size"
@@ -95,7 +97,8 @@ def check_path(path, size=None):
         raise ValueError(
             f"{path} would be {kind}, which Keras does not write on the "
             f"{keras.backend.backend()} backend; set KERAS_BACKEND to "
-            f"{' or '.join(BACKENDS[kind])}, where the same checkpoint can be loaded."
+            f"{' or '.join(BACKENDS[kind])}, where the same checkpoint can be loaded"
+            f"{', or say one size' * ('any' in kind)}."
         )
 
 
