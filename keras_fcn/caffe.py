@@ -28,6 +28,8 @@ _SCHEMA = {
     "NetParameter": {"layers": (2, "located"), "layer": (100, "located")},
     "V1LayerParameter": {
         "layer": (1, "located"),
+        "bottoms": (2, "names"),
+        "tops": (3, "names"),
         "name": (4, "bytes"),
         "type": (5, "int64"),
         "blobs": (6, "located"),
@@ -35,6 +37,8 @@ _SCHEMA = {
     "LayerParameter": {
         "name": (1, "bytes"),
         "type": (2, "bytes"),
+        "bottoms": (3, "names"),
+        "tops": (4, "names"),
         "blobs": (7, "located"),
     },
     "BlobProto": {
@@ -88,10 +92,14 @@ class Layer(NamedTuple):
         type: Caffe's word of today, such as "Convolution", also for a file from before
             2015; "V1LayerType 40" where the number is of somebody's fork.
         blobs: Its float32 arrays, in the shapes of the file; empty for most layers.
+        bottoms: The names of the feature maps that it takes.
+        tops: Of those that it gives.
     """
 
     type: str
     blobs: list[np.ndarray]
+    bottoms: tuple[str, ...] = ()
+    tops: tuple[str, ...] = ()
 
 
 def read_caffemodel(path) -> dict[str, Layer]:
@@ -213,6 +221,7 @@ def _read_layer(walk, kind, start, stop):
             "Caffe's upgrade_net_proto_binary."
         )
     name, kind = small.name.decode(), small.type
+    links = [tuple(map(bytes.decode, names)) for names in (small.bottoms, small.tops)]
     if isinstance(kind, bytes):
         kind = kind.decode()
     elif 0 <= kind < len(_V1_TYPES):
@@ -229,7 +238,7 @@ def _read_layer(walk, kind, start, stop):
         for i, span in enumerate(blobs):
             with _naming(f"blob {i}"):
                 arrays.append(_read_blob(walk, *span))
-    return name, Layer(kind, arrays)
+    return name, Layer(kind, arrays, *links)
 
 
 def _read_blob(walk, start, stop):
@@ -376,12 +385,13 @@ def _messages():
             if type in _LARGE:
                 continue
             field = descriptor.field.add(name=name, number=number)
-            many = type == "dims"
+            many = type in ("dims", "names")
             field.label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+            text = type in ("bytes", "names")
             if type in _SCHEMA:
                 field.type_name = type
             else:
-                field.type = field.TYPE_BYTES if type == "bytes" else field.TYPE_INT64
+                field.type = field.TYPE_BYTES if text else field.TYPE_INT64
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return {

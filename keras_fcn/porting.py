@@ -121,7 +121,7 @@ def _match(source, model, drop):
     """
     given, slots = _read(source), _slots(model)
     hidden = weights.hidden_kernels(model)
-    rows, arrays, problems = [], {}, _misordered(list(given), model)
+    rows, arrays, problems = [], {}, _misordered(given, model)
     for given_title, layer in given.items():
         if not layer.blobs:
             continue
@@ -180,11 +180,11 @@ def _slots(model):
     return slots
 
 
-def _misordered(titles, model):
+def _misordered(layers, model):
     """Says where an AlexNet normalises before it pools, as no net here does.
 
     The weights of bvlc_alexnet and bvlc_reference_caffenet have the same names and
-    shapes; only the order of the layers tells them apart.
+    shapes; only what feeds what tells them apart, as far as the file says.
     """
     names = {layer.name for layer in model.layers}
     return [
@@ -192,9 +192,24 @@ def _misordered(titles, model):
         "in bvlc_reference_caffenet"
         for norm, pool in (("norm1", "pool1"), ("norm2", "pool2"))
         if norm in names
-        and {norm, pool} <= set(titles)
-        and titles.index(norm) < titles.index(pool)
+        and {norm, pool} <= layers.keys()
+        and _feeds(layers, norm, pool)
     ]
+
+
+def _feeds(layers, first, second):
+    """Whether a layer's tops reach another, at once or through layers in between."""
+    following = {}
+    for layer in layers.values():
+        for bottom in layer.bottoms:
+            following.setdefault(bottom, []).extend(layer.tops)
+    reached, waiting = set(), list(layers[first].tops)
+    while waiting:
+        blob = waiting.pop()
+        if blob not in reached:
+            reached.add(blob)
+            waiting += following.get(blob, ())
+    return not reached.isdisjoint(layers[second].bottoms)
 
 
 def _leave_out_bilinear(model, rows, arrays):

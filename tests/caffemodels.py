@@ -8,7 +8,10 @@ from golden import golden
 from keras_fcn.caffe import Layer
 from keras_fcn.layers import BilinearUpsampling
 
-V1_TYPES = {**golden.V1_TYPES, "LRN": 15, "Pooling": 17, "ReLU": 18}
+V1_TYPES = {
+    **golden.V1_TYPES,
+    **{"LRN": 15, "Pooling": 17, "ReLU": 18, "Split": 22},
+}
 # Its writer says anything that the wire format can say.
 fuzzer = scripts.load("benchmarks/fuzz_caffemodel.py")
 
@@ -18,17 +21,23 @@ def caffemodel(layers, version=2):
     if version == 2:
         return b"".join(
             fuzzer.v2_layer(
-                name, kind, *(fuzzer.shape(b.shape) + fuzzer.data(b) for b in blobs)
+                name,
+                layer.type,
+                *(fuzzer.shape(b.shape) + fuzzer.data(b) for b in layer.blobs),
+                bottoms=layer.bottoms,
+                tops=layer.tops,
             )
-            for name, (kind, blobs) in layers.items()
+            for name, layer in layers.items()
         )
     return b"".join(
         fuzzer.v1_layer(
             name,
-            V1_TYPES[kind],
-            *(fuzzer.legacy(b.shape) + fuzzer.data(b) for b in blobs),
+            V1_TYPES[layer.type],
+            *(fuzzer.legacy(b.shape) + fuzzer.data(b) for b in layer.blobs),
+            bottoms=layer.bottoms,
+            tops=layer.tops,
         )
-        for name, (kind, blobs) in layers.items()
+        for name, layer in layers.items()
     )
 
 

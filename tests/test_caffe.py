@@ -83,9 +83,7 @@ def test_every_way_to_write_a_net_gives_the_same_arrays(name, write):
     assert equal(layers["conv1"].blobs, arrays)
 
 
-def test_layers_keep_the_order_of_the_file_so_that_alexnet_is_not_taken_for_caffenet(
-    write,
-):
+def test_layers_keep_the_order_of_the_file(write):
     for order in (["norm1", "pool1"], ["pool1", "norm1"]):
         v1_net = v1("conv1", 4, legacy((2,)) + data(BIAS))
         v1_net += b"".join(v1(name, {"norm1": 15, "pool1": 17}[name]) for name in order)
@@ -95,6 +93,17 @@ def test_layers_keep_the_order_of_the_file_so_that_alexnet_is_not_taken_for_caff
         assert [layers[name] for name in order] == [
             Layer(types[name], []) for name in order
         ]
+
+
+def test_what_a_layer_takes_and_gives_is_read_in_both_formats(write):
+    links = {"bottoms": ["a", "b"], "tops": ["c", "d/e"]}
+    for net in (
+        conv1(SOUND) + v2("fuse", "Eltwise", **links),
+        v1("conv1", 4, legacy((2,)) + data(BIAS)) + v1("fuse", 25, **links),
+    ):
+        layers = read_caffemodel(write(net))
+        assert layers["fuse"] == Layer("Eltwise", [], ("a", "b"), ("c", "d/e"))
+        assert layers["conv1"][2:] == ((), ())
 
 
 # Numbers from caffe.proto, names from Caffe's layer catalogue.
@@ -323,6 +332,7 @@ LIES = {
         "layer 0",
     ),
     "a name of 5,000 letters": (v2("a" * 5000, "A", SOUND), "layer 0.*names"),
+    "2,000 bottoms": (v2("a", "A", SOUND, bottoms=["b"] * 2000), "layer 0.*bottoms"),
     # the wire
     "a field 0": (conv1(SOUND) + integer(0, 1), "field 0"),
     "a field 2**29": (conv1(SOUND) + integer(2**29, 1), "field 536870912"),

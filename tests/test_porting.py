@@ -197,7 +197,8 @@ def test_blobs_go_where_the_layout_says(tmp_path, write):
     layers = caffe_layers(model)
     port(write(caffemodel(layers)), tmp_path / "net.h5", model)
     with h5py.File(tmp_path / "net.h5") as file:
-        for name, (_, blobs) in layers.items():
+        for name, layer in layers.items():
+            blobs = layer.blobs
             kernel, blob = file[name]["kernel"], blobs[0]
             for corner in (0, -1):
                 np.testing.assert_array_equal(
@@ -391,23 +392,89 @@ def test_five_differences_are_listed_and_the_rest_counted(refused):
     assert "more\nDescribe the net that the file is for." in message
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_alexnet_that_normalises_before_it_pools_is_refused(version, tmp_path, write):
+# {layer: (type, what it takes, what it gives)}, as models/*/train_val.prototxt say.
+CAFFENET = {
+    "conv1": ("Convolution", ["data"], ["conv1"]),
+    "relu1": ("ReLU", ["conv1"], ["conv1"]),
+    "pool1": ("Pooling", ["conv1"], ["pool1"]),
+    "norm1": ("LRN", ["pool1"], ["norm1"]),
+    "conv2": ("Convolution", ["norm1"], ["conv2"]),
+    "relu2": ("ReLU", ["conv2"], ["conv2"]),
+    "pool2": ("Pooling", ["conv2"], ["pool2"]),
+    "norm2": ("LRN", ["pool2"], ["norm2"]),
+    "conv3": ("Convolution", ["norm2"], ["conv3"]),
+}
+TAPPED = {
+    **CAFFENET,
+    "pool1_split": ("Split", ["pool1"], ["pool1_0", "pool1_1"]),
+    "norm1": ("LRN", ["pool1_1"], ["norm1"]),
+}
+ALEXNET = {
+    **CAFFENET,
+    "norm1": ("LRN", ["conv1"], ["norm1"]),
+    "pool1": ("Pooling", ["norm1"], ["pool1"]),
+    "conv2": ("Convolution", ["pool1"], ["conv2"]),
+    "norm2": ("LRN", ["conv2"], ["norm2"]),
+    "pool2": ("Pooling", ["norm2"], ["pool2"]),
+    "conv3": ("Convolution", ["pool2"], ["conv3"]),
+}
+SECOND = {name: ALEXNET[name] for name in ("norm2", "pool2", "conv3")}
+SPLIT = {
+    **ALEXNET,
+    "norm1_split": ("Split", ["norm1"], ["norm1_0", "norm1_1"]),
+    "pool1": ("Pooling", ["norm1_0"], ["pool1"]),
+}
+
+
+def alexnet(links, order):
+    """The model, and a file of its weights whose layers lie in this order."""
     model = models.build(classifier_of("alexnet"))
     layers = caffe_layers(model)
-    places = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2"]  # of CaffeNet
-    for order, sound in ((places, True), (places[:1] + places[2:0:-1], False)):
-        ordered = {}
-        for name in order:
-            kind = "LRN" if "norm" in name else "Pooling"
-            ordered[name] = layers.get(name) or Layer(kind, [])
-        source = write(caffemodel({**ordered, **layers}, version))
-        if sound:
-            port(source, tmp_path / "net.h5", model)
-        else:
-            with pytest.raises(ValueError, match="norm1 comes before pool1"):
-                port(source, tmp_path / "other.h5", model)
-            assert not (tmp_path / "other.h5").exists()
+    for name, (kind, bottoms, tops) in links.items():
+        blobs = layers[name].blobs if name in layers else []
+        layers[name] = Layer(kind, blobs, tuple(bottoms), tuple(tops))
+    return model, {name: layers[name] for name in order([*links, *layers])}
+
+
+ORDERS = [list, lambda names: names[::-1], sorted]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", ORDERS, ids=["as run", "reversed", "by name"])
+@pytest.mark.parametrize("links", [CAFFENET, TAPPED], ids=["caffenet", "tapped"])
+def test_caffenet_is_ported_in_whatever_order_its_layers_lie(
+    links, order, version, tmp_path, write
+):
+    model, layers = alexnet(links, order)
+    port(write(caffemodel(layers, version)), tmp_path / "net.h5", model)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", ORDERS, ids=["as run", "reversed", "by name"])
+@pytest.mark.parametrize(
+    ("links", "stages"),
+    [(ALEXNET, "12"), (SPLIT, "12"), ({**CAFFENET, **SECOND}, "2")],
+    ids=["alexnet", "through a split", "second stage alone"],
+)
+def test_alexnet_that_normalises_before_it_pools_is_refused(
+    links, stages, order, version, tmp_path, write
+):
+    model, layers = alexnet(links, order)
+    source = write(caffemodel(layers, version))
+    with pytest.raises(ValueError, match="as in bvlc_alexnet") as caught:
+        port(source, tmp_path / "net.h5", model)
+    for stage in "12":
+        said = f"norm{stage} comes before pool{stage}" in str(caught.value)
+        assert said == (stage in stages)
+    assert not (tmp_path / "net.h5").exists()
+
+
+def test_an_alexnet_whose_order_the_file_does_not_say_is_taken(tmp_path, write):
+    model, layers = alexnet(ALEXNET, list)
+    unlinked = {name: layer._replace(tops=()) for name, layer in layers.items()}
+    stripped = {name: layer for name, layer in layers.items() if layer.blobs}
+    for i, said in enumerate((unlinked, stripped)):
+        port(write(caffemodel(said)), tmp_path / f"{i}.h5", model)
 
 
 # The published nets (nets.md of the reference, section 2), a 32nd as wide.
