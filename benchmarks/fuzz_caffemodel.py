@@ -189,6 +189,9 @@ def amplifications(size):
     yield "unpacked dims", field(100, name + field(7, field(7, fill(integer(1, 1)))))
     yield "packed dims", field(100, name + field(7, field(7, field(1, fill(b"\x01")))))
     yield "unpacked floats", field(100, name + field(7, fill(b"\x2d" + bytes(4))))
+    pair = (b"\x2d" + bytes(4)) * 2 + (b"\x35" + bytes(4)) * 2
+    yield "short runs of floats", field(100, name + field(7, fill(pair)))
+    yield "unpacked floats anywhere", fill(b"\x2d" + bytes(4))
     yield "unpacked ints", fill(integer(4, 1))
     yield "nested groups", fill(b"\x0b")
     yield "groups in a layer", field(100, fill(b"\x0b"))

@@ -212,6 +212,53 @@ def test_doubles_become_the_nearest_floats(write):
     assert equal(layers["conv1"].blobs, [values.astype(np.float32)])
 
 
+def test_a_million_numbers_written_one_by_one_are_read_and_their_diff_is_not(write):
+    values = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
+    records = np.empty((len(values), 5), np.uint8)
+    records[:, 1:] = values.view(np.uint8).reshape(-1, 4)
+    blob = shape(values.shape)
+    for number in (6, 5):  # the diff first
+        records[:, 0] = number << 3 | 5
+        blob += records.tobytes()
+    path = write(conv1(blob))
+    assert equal(read_caffemodel(path)["conv1"].blobs, [values])
+    tracemalloc.start()
+    try:
+        read_caffemodel(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < values.nbytes + 2_000_000
+
+
+def test_a_million_doubles_written_one_by_one_are_read(write):
+    values = np.random.default_rng(0).standard_normal(1_000_003)
+    records = np.empty((len(values), 9), np.uint8)
+    records[:, 0] = 8 << 3 | 1
+    records[:, 1:] = values.view(np.uint8).reshape(-1, 8)
+    layers = read_caffemodel(write(conv1(shape(values.shape) + records.tobytes())))
+    assert equal(layers["conv1"].blobs, [values.astype(np.float32)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 18, 48, 49, 112, 113, 200])
+def test_runs_of_any_length_and_between_other_fields_are_read_in_their_order(
+    count, write
+):
+    values = np.arange(3 * count, dtype=np.float32).reshape(3, count)
+    pieces = [fuzzer.unpacked(values[0]), data(values[1]), fuzzer.unpacked(values[2])]
+    blob = shape((3 * count,)) + integer(99, 1).join(pieces)
+    long_tags = b"".join(b"\xad\x00" + number.tobytes() for number in values[0])
+    layers = read_caffemodel(write(conv1(blob, shape((count,)) + long_tags)))
+    assert equal(layers["conv1"].blobs, [values.ravel(), values[0]])
+
+
+def test_a_run_that_its_layer_cuts_is_refused(write):
+    run = fuzzer.unpacked(np.arange(40, dtype=np.float32))
+    for cut in (1, 4, 199):
+        with pytest.raises(ValueError, match=r"conv1.*(is cut short|ends within)"):
+            read_caffemodel(write(conv1(shape((40,)) + run[:-cut])))
+
+
 def test_of_two_layers_without_weights_and_of_one_name_the_first_stays(write):
     path = write(v2("data", "A") + v2("data", "B") + conv1(SOUND))
     assert read_caffemodel(path)["data"] == Layer("A", [])
