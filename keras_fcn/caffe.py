@@ -133,8 +133,11 @@ def read_caffemodel(path) -> dict[str, Layer]:
     """Reads the layers of a .caffemodel and their weights, in the order of the file.
 
     Both formats are read: `layer` (V2) and `layers` (V1, before February 2015). Of two
-    layers with one name and no weights, the first stays. A file without a known hash is
-    safe to read; whether it is complete, only a hash can tell.
+    layers with one name and no weights, the first stays. Where a blob says a thing
+    twice, what Caffe takes counts (Blob::FromProto in blob.cpp): numbers in 64 bits
+    before those in 32, the four dims of before March 2015 before a shape of any rank.
+    A file without a known hash is safe to read; whether it is complete, only a hash can
+    tell.
 
     Args:
         path: The file.
@@ -274,17 +277,15 @@ def _read_blob(walk, start, stop):
         [span for span in located[name] if span.start < span.stop]
         for name in ("data", "double_data")
     )
-    if floats and doubles:
-        raise ValueError("has numbers in 32 and in 64 bits; expected one of them.")
-    dtype = np.dtype("<f8" if doubles else "<f4")
-    count = sum(span.count(dtype) for span in floats + doubles)
+    spans, dtype = (doubles, np.dtype("<f8")) if doubles else (floats, np.dtype("<f4"))
+    count = sum(span.count(dtype) for span in spans)
     shape = _shape(small)
     if math.prod(shape) != count:
         raise ValueError(
             f"has {count:,} numbers; expected {math.prod(shape):,} for the shape "
             f"{shape}."
         )
-    array = walk.numbers(floats + doubles, dtype)
+    array = walk.numbers(spans, dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # refused below, in a sentence
         array = array.astype(np.float32, copy=False).reshape(shape)
         low, high = array.min(), array.max()
@@ -300,12 +301,10 @@ def _shape(blob):
     names = ("num", "channels", "height", "width")
     legacy = [getattr(blob, name) for name in names]
     dims = list(blob.shape.dim)
+    if any(blob.HasField(name) for name in names):
+        dims = legacy
     if len(dims) > MAX_DIMS:
         raise ValueError(f"has {len(dims)} dims; expected {MAX_DIMS} at most.")
-    if any(blob.HasField(name) for name in names):  # they win, as in Caffe
-        if dims and [1] * (4 - len(dims)) + dims != legacy:
-            raise ValueError(f"has two shapes, {legacy} and {dims}; expected one.")
-        dims = legacy
     if not dims or not all(0 < dim <= 2**31 for dim in dims):
         raise ValueError(f"has the dims {dims}; expected each of 1 to 2**31.")
     return tuple(dims)

@@ -155,6 +155,23 @@ ACCEPTED = {
         conv1(legacy((2,)) + shape((2,)) + data(BIAS)),
         BIAS.reshape(1, 1, 1, 2),
     ),
+    "both shapes, the newer of other dims": (
+        conv1(shape((3, 2, 2, 2)) + legacy((2, 3, 2, 2)) + data(KERNEL)),
+        KERNEL,
+    ),
+    "both shapes, the newer of another rank": (
+        conv1(legacy((1, 1, 6, 4)) + shape((24,)) + data(KERNEL)),
+        KERNEL.reshape(1, 1, 6, 4),
+    ),
+    "both shapes, the newer of nine dims": (
+        conv1(legacy((2, 3, 2, 2)) + shape((1,) * 8 + (24,)) + data(KERNEL)),
+        KERNEL,
+    ),
+    "floats and doubles": (conv1(SOUND + doubles(2 * KERNEL)), 2 * KERNEL),
+    "doubles, then floats that are too few": (
+        conv1(shape(KERNEL.shape) + doubles(KERNEL) + data(BIAS)),
+        KERNEL,
+    ),
     "eight dims": (conv1(shape(EIGHT) + data(KERNEL)), KERNEL.reshape(EIGHT)),
     "dims not packed": (conv1(field(7, integer(1, 2)) + data(BIAS)), BIAS),
     "empty double_data": (conv1(SOUND + field(8, b"")), KERNEL),
@@ -314,17 +331,13 @@ LIES = {
     "nine dims": (lie((1,) * 5 + (2, 3, 2, 2)), "conv1.*9 dims"),
     "65 dims": (lie((1,) * 64 + (24,)), "conv1.*65 dims"),
     "5,000 dims": (lie((1,) * 5000), "conv1.*shapes"),
-    "two shapes": (
-        conv1(legacy((2, 3, 2, 2)) + shape((3, 2, 2, 2)) + data(KERNEL)),
-        "conv1.*two shapes",
+    "two shapes, the one that counts of other numbers": (
+        conv1(legacy((3, 3, 2, 2)) + shape((2, 3, 2, 2)) + data(KERNEL)),
+        "conv1.*24 numbers; expected 36",
     ),
-    "two shapes of two ranks": (
-        conv1(legacy((1, 1, 6, 4)) + shape((24,)) + data(KERNEL)),
-        "conv1.*two shapes",
-    ),
-    "two shapes, one of five dims": (
-        conv1(legacy((2, 3, 2, 2)) + shape((1, 2, 3, 2, 2)) + data(KERNEL)),
-        "conv1.*two shapes",
+    "two shapes, the one that counts not whole": (
+        conv1(integer(4, 24) + shape((24,)) + data(KERNEL)),
+        "conv1.*dims",
     ),
     "legacy dim missing": (old((24,)), "conv1.*dims"),
     "legacy dim 0": (old((2, 3, 4, 0)), "conv1.*dims"),
@@ -336,7 +349,14 @@ LIES = {
         "conv1.*BlobProto",
     ),
     # numbers
-    "floats and doubles": (conv1(SOUND + doubles(KERNEL)), "conv1.*32 and in 64"),
+    "floats that are whole and doubles that are not": (
+        conv1(SOUND + doubles(KERNEL[0])),
+        "conv1.*12 numbers; expected 24",
+    ),
+    "sound floats and infinite doubles": (
+        conv1(SOUND + doubles(np.full(24, np.inf))),
+        "conv1.*not finite",
+    ),
     "a byte too many": (
         conv1(shape((2, 3, 2, 2)) + field(5, PLAIN + b"\0")),
         "conv1.*bytes",
