@@ -76,7 +76,6 @@ _BINARY = {
     b"\x08": "a .solverstate",
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive",
-    b"\x89HDF": "an HDF5 file",
 }
 _TEXT = {
     b"<": "an HTML page",
@@ -117,13 +116,14 @@ class Layer(NamedTuple):
 
     Args:
         type: Caffe's word of today, such as "Convolution", also for a file from before
-            2015; "V1LayerType 40" where the number is of somebody's fork.
+            2015; "V1LayerType 40" where the number is of somebody's fork; None if the
+            file does not hold types.
         blobs: Its float32 arrays, in the shapes of the file; empty for most layers.
         bottoms: The names of the feature maps that it takes.
         tops: Of those that it gives.
     """
 
-    type: str
+    type: str | None
     blobs: list[np.ndarray]
     bottoms: tuple[str, ...] = ()
     tops: tuple[str, ...] = ()
@@ -206,6 +206,8 @@ def _bare(shape):
 def _remedy(head):
     kinds = [kind for magic, kind in _BINARY.items() if head.startswith(magic)]
     kinds += [kind for magic, kind in _TEXT.items() if head.lstrip().startswith(magic)]
+    if head.startswith(b"\x89HDF"):
+        return " It begins like an HDF5 file: let its name end in .h5, as Caffe does."
     if kinds:
         return f" It begins like {kinds[0]}: give the .caffemodel."
     return " Fetch the file again."

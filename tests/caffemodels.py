@@ -1,5 +1,6 @@
-"""Writes .caffemodel files for nets of this package, in both of Caffe's formats."""
+"""Writes .caffemodel files for nets of this package, in all of Caffe's formats."""
 
+import h5py
 import keras
 import numpy as np
 import scripts
@@ -39,6 +40,24 @@ def caffemodel(layers, version=2):
         )
         for name, layer in layers.items()
     )
+
+
+def snapshot(layers, path, dtype="float32", diff=False):
+    """Writes `{name: Layer}` as Net::ToHDF5 does, and returns the path.
+
+    Where a name has a "/" it is a group within a group. Caffe itself makes such a
+    group only where a layer before it bears the first part as its name, and ends
+    otherwise: for want of intermediate groups.
+    """
+    with h5py.File(path, "w") as file:
+        for root in ["data", "diff"][: 1 + diff]:
+            file.create_group(root)
+            for name, layer in layers.items():
+                group = file[root].require_group(name)
+                for i, blob in enumerate(layer.blobs):
+                    value = blob if root == "data" else np.full_like(blob, np.nan)
+                    group[str(i)] = value.astype(dtype)
+    return path
 
 
 def caffe_layers(model, seed=1):

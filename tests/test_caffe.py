@@ -453,13 +453,17 @@ def test_a_file_cut_at_any_byte_is_refused_or_ends_with_a_whole_layer(name, writ
         (integer(1, 100_000) + field(2, b"net.caffemodel"), "a .solverstate"),
         (b"\x1f\x8b\x08\x00" + bytes(20), "a gzip archive"),
         (b"PK\x03\x04" + bytes(20), "a zip archive"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     ],
 )
 def test_a_file_of_another_kind_is_told_by_its_first_bytes(content, kind, write):
     with pytest.raises(ValueError, match=f"begins like {kind}: give the .caffemodel"):
         read_caffemodel(write(content))
+
+
+def test_a_snapshot_in_hdf5_under_another_name_is_told_what_to_be_called(write):
+    with pytest.raises(ValueError, match="begins like an HDF5 file: let its name end "):
+        read_caffemodel(write(b"\x89HDF\r\n\x1a\n" + bytes(20)))
 
 
 def test_a_file_of_2_gib_is_refused_unread_and_an_empty_one_too(write, monkeypatch):
