@@ -94,16 +94,20 @@ def doubles(array):
     return field(8, np.asarray(array, "<f8").tobytes())
 
 
-def v1_layer(name, number, *blobs):
+def v1_layer(name, number, *blobs, bottoms=(), tops=()):
     """Returns a layer as written before February 2015."""
-    body = field(4, name.encode()) + integer(5, number)
+    links = [field(2, n.encode()) for n in bottoms]
+    links += [field(3, n.encode()) for n in tops]
+    body = b"".join(links) + field(4, name.encode()) + integer(5, number)
     return field(2, body + b"".join(field(6, blob) for blob in blobs))
 
 
-def v2_layer(name, kind, *blobs):
+def v2_layer(name, kind, *blobs, bottoms=(), tops=()):
     """Returns a layer as written since."""
     body = field(1, name.encode()) + field(2, kind.encode())
-    return field(100, body + b"".join(field(7, blob) for blob in blobs))
+    links = [field(3, n.encode()) for n in bottoms]
+    links += [field(4, n.encode()) for n in tops]
+    return field(100, b"".join([body, *links, *(field(7, blob) for blob in blobs)]))
 
 
 def small_arrays():
@@ -185,6 +189,9 @@ def amplifications(size):
     yield "unpacked dims", field(100, name + field(7, field(7, fill(integer(1, 1)))))
     yield "packed dims", field(100, name + field(7, field(7, field(1, fill(b"\x01")))))
     yield "unpacked floats", field(100, name + field(7, fill(b"\x2d" + bytes(4))))
+    pair = (b"\x2d" + bytes(4)) * 2 + (b"\x35" + bytes(4)) * 2
+    yield "short runs of floats", field(100, name + field(7, fill(pair)))
+    yield "unpacked floats anywhere", fill(b"\x2d" + bytes(4))
     yield "unpacked ints", fill(integer(4, 1))
     yield "nested groups", fill(b"\x0b")
     yield "groups in a layer", field(100, fill(b"\x0b"))

@@ -18,9 +18,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_LAYERS = 2_000
 MAX_BLOBS = 16  # of one layer
-MAX_FIELDS = 100_000  # of the whole file; the reference nets have below 10,000
+# Of the whole file; the reference nets have below 10,000. Numbers that are not packed
+# are a field each, so that a run of them counts as one.
+MAX_FIELDS = 100_000
 MAX_SMALL = 4_096  # bytes of the small fields of one message
 MAX_DIMS = 8
+BLOCK = 100_000  # unpacked numbers that are read at a time
 MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
 
 # {message: {field: (number, type)}}, only what is read.
@@ -28,6 +31,8 @@ _SCHEMA = {
     "NetParameter": {"layers": (2, "located"), "layer": (100, "located")},
     "V1LayerParameter": {
         "layer": (1, "located"),
+        "bottoms": (2, "names"),
+        "tops": (3, "names"),
         "name": (4, "bytes"),
         "type": (5, "int64"),
         "blobs": (6, "located"),
@@ -35,6 +40,8 @@ _SCHEMA = {
     "LayerParameter": {
         "name": (1, "bytes"),
         "type": (2, "bytes"),
+        "bottoms": (3, "names"),
+        "tops": (4, "names"),
         "blobs": (7, "located"),
     },
     "BlobProto": {
@@ -69,7 +76,6 @@ _BINARY = {
     b"\x08": "a .solverstate",
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive",
-    b"\x89HDF": "an HDF5 file",
 }
 _TEXT = {
     b"<": "an HTML page",
@@ -81,25 +87,57 @@ _TEXT = {
 }
 
 
+class _Span(NamedTuple):
+    """Where a field of the file lies, or a run of fixed numbers with equal tags.
+
+    Args:
+        start: Of the value; of a run, of its first tag.
+        stop: Where that ends.
+        tag: Bytes before each number; 0 where they are packed.
+    """
+
+    start: int
+    stop: int
+    tag: int = 0
+
+    def count(self, dtype):
+        """Returns how many numbers it holds; refuses a part of one."""
+        numbers, rest = divmod(self.stop - self.start, self.tag + dtype.itemsize)
+        if rest:
+            raise ValueError(
+                f"has {self.stop - self.start:,} bytes of {dtype.name}; expected whole "
+                "ones."
+            )
+        return numbers
+
+
 class Layer(NamedTuple):
     """A layer of a .caffemodel.
 
     Args:
         type: Caffe's word of today, such as "Convolution", also for a file from before
-            2015; "V1LayerType 40" where the number is of somebody's fork.
+            2015; "V1LayerType 40" where the number is of somebody's fork; None if the
+            file does not hold types.
         blobs: Its float32 arrays, in the shapes of the file; empty for most layers.
+        bottoms: The names of the feature maps that it takes.
+        tops: Of those that it gives.
     """
 
-    type: str
+    type: str | None
     blobs: list[np.ndarray]
+    bottoms: tuple[str, ...] = ()
+    tops: tuple[str, ...] = ()
 
 
 def read_caffemodel(path) -> dict[str, Layer]:
     """Reads the layers of a .caffemodel and their weights, in the order of the file.
 
     Both formats are read: `layer` (V2) and `layers` (V1, before February 2015). Of two
-    layers with one name and no weights, the first stays. A file without a known hash is
-    safe to read; whether it is complete, only a hash can tell.
+    layers with one name and no weights, the first stays. Where a blob says a thing
+    twice, what Caffe takes counts (Blob::FromProto in blob.cpp): numbers in 64 bits
+    before those in 32, the four dims of before March 2015 before a shape of any rank.
+    A file without a known hash is safe to read; whether it is complete, only a hash can
+    tell.
 
     Args:
         path: The file.
@@ -168,6 +206,8 @@ def _bare(shape):
 def _remedy(head):
     kinds = [kind for magic, kind in _BINARY.items() if head.startswith(magic)]
     kinds += [kind for magic, kind in _TEXT.items() if head.lstrip().startswith(magic)]
+    if head.startswith(b"\x89HDF"):
+        return " It begins like an HDF5 file: let its name end in .h5, as Caffe does."
     if kinds:
         return f" It begins like {kinds[0]}: give the .caffemodel."
     return " Fetch the file again."
@@ -193,7 +233,7 @@ def _read_net(walk, size):
         count = len(v1 + v2)
         raise ValueError(f"holds {count:,} layers; expected {MAX_LAYERS:,} at most.")
     layers = {}
-    for i, (start, stop) in enumerate(v1 + v2):
+    for i, (start, stop, _) in enumerate(v1 + v2):
         with _naming(f"layer {i}"):
             kind = "V1LayerParameter" if v1 else "LayerParameter"
             name, layer = _read_layer(walk, kind, start, stop)
@@ -213,6 +253,7 @@ def _read_layer(walk, kind, start, stop):
             "Caffe's upgrade_net_proto_binary."
         )
     name, kind = small.name.decode(), small.type
+    links = [tuple(map(bytes.decode, names)) for names in (small.bottoms, small.tops)]
     if isinstance(kind, bytes):
         kind = kind.decode()
     elif 0 <= kind < len(_V1_TYPES):
@@ -228,32 +269,25 @@ def _read_layer(walk, kind, start, stop):
         arrays = []
         for i, span in enumerate(blobs):
             with _naming(f"blob {i}"):
-                arrays.append(_read_blob(walk, *span))
-    return name, Layer(kind, arrays)
+                arrays.append(_read_blob(walk, span.start, span.stop))
+    return name, Layer(kind, arrays, *links)
 
 
 def _read_blob(walk, start, stop):
     small, located = walk.message("BlobProto", start, stop)
     floats, doubles = (
-        [span for span in located[name] if span[0] < span[1]]
+        [span for span in located[name] if span.start < span.stop]
         for name in ("data", "double_data")
     )
-    if floats and doubles:
-        raise ValueError("has numbers in 32 and in 64 bits; expected one of them.")
-    dtype = np.dtype("<f8" if doubles else "<f4")
-    sizes = [stop - start for start, stop in floats + doubles]
-    if any(size % dtype.itemsize for size in sizes):
-        raise ValueError(
-            f"has {sum(sizes):,} bytes of {dtype.name}; expected whole ones."
-        )
-    count = sum(sizes) // dtype.itemsize
+    spans, dtype = (doubles, np.dtype("<f8")) if doubles else (floats, np.dtype("<f4"))
+    count = sum(span.count(dtype) for span in spans)
     shape = _shape(small)
     if math.prod(shape) != count:
         raise ValueError(
             f"has {count:,} numbers; expected {math.prod(shape):,} for the shape "
             f"{shape}."
         )
-    array = walk.read(floats + doubles, np.empty(count, dtype))
+    array = walk.numbers(spans, dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # refused below, in a sentence
         array = array.astype(np.float32, copy=False).reshape(shape)
         low, high = array.min(), array.max()
@@ -269,12 +303,10 @@ def _shape(blob):
     names = ("num", "channels", "height", "width")
     legacy = [getattr(blob, name) for name in names]
     dims = list(blob.shape.dim)
+    if any(blob.HasField(name) for name in names):
+        dims = legacy
     if len(dims) > MAX_DIMS:
         raise ValueError(f"has {len(dims)} dims; expected {MAX_DIMS} at most.")
-    if any(blob.HasField(name) for name in names):  # they win, as in Caffe
-        if dims and [1] * (4 - len(dims)) + dims != legacy:
-            raise ValueError(f"has two shapes, {legacy} and {dims}; expected one.")
-        dims = legacy
     if not dims or not all(0 < dim <= 2**31 for dim in dims):
         raise ValueError(f"has the dims {dims}; expected each of 1 to 2**31.")
     return tuple(dims)
@@ -292,7 +324,7 @@ class _Walk:
         self.fields_left = MAX_FIELDS
 
     def message(self, kind, start, stop):
-        """Returns the small fields, as a message, and `{large: [(start, stop)]}`."""
+        """Returns the small fields, as a message, and `{large: [_Span]}`."""
         schema = _SCHEMA[kind].items()
         located = {name: [] for name, (_, type) in schema if type in _LARGE}
         numbers = {number: (name, type) for name, (number, type) in schema}
@@ -300,26 +332,30 @@ class _Walk:
         for number, wire, begin, value, end in self.fields(start, stop):
             name, type = numbers.get(number, ("", "unknown"))
             if wire in _LARGE.get(type, ()):
-                located[name].append((value, end))
+                packed = wire == _LENGTH
+                span = _Span(value, end) if packed else _Span(begin, end, value - begin)
+                located[name].append(span)
             elif name:
                 if len(small) + end - begin > MAX_SMALL:
                     raise ValueError(
                         f"has {len(small) + end - begin:,} bytes or more of names and "
                         f"shapes, up to its {name}; expected {MAX_SMALL:,} at most."
                     )
-                small += self.read([(begin, end)], bytearray(end - begin))
+                small += self.read(begin, bytearray(end - begin))
         try:
             return _messages()[kind].FromString(small), located
         except message.DecodeError as error:
             raise ValueError(f"holds no {kind}: {error}.") from None
 
     def fields(self, start, stop):
-        """Yields (number, wire type, start, start of the value, end) of each field."""
+        """Yields (number, wire type, start, start of the value, end) of each field.
+
+        A run of fixed numbers with equal tags is one field, from the first to the last.
+        """
         while start < stop:
             if not self.fields_left:
                 raise ValueError(
-                    f"the file goes beyond {MAX_FIELDS:,} fields here; expected fewer, "
-                    "and packed numbers."
+                    f"the file goes beyond {MAX_FIELDS:,} fields here; expected fewer."
                 )
             self.fields_left -= 1
             self.file.seek(start)
@@ -342,17 +378,49 @@ class _Walk:
                     f"declares {size:,} bytes where {max(stop - value, 0):,} are left: "
                     "the file is cut short or no .caffemodel."
                 )
-            yield number, wire, start, value, value + size
-            start = value + size
+            end = value + size
+            tag, following = head[: value - start], head[end - start :]
+            if wire in (_FIXED32, _FIXED64) and following.startswith(tag):
+                end = self.run(tag, end, end - start, stop)
+            yield number, wire, start, value, end
+            start = end
 
-    def read(self, spans, buffer):
-        """Fills an array or a bytearray with spans of the file, and returns it."""
-        rest = memoryview(buffer).cast("B")
-        for start, stop in spans:
-            self.file.seek(start)
-            if self.file.readinto(rest[: stop - start]) != stop - start:
-                raise ValueError("the file became shorter while it was read.")
-            rest = rest[stop - start :]
+    def run(self, tag, start, size, stop):
+        """Returns where the records of one size end that begin with a tag."""
+        records = 16  # then twice as many, so that short runs cost little
+        while size <= stop - start:
+            records = min(records, (stop - start) // size)
+            block = self.read(start, np.empty((records, size), np.uint8))
+            other = (block[:, : len(tag)] != np.frombuffer(tag, np.uint8)).any(1)
+            if other.any():
+                return start + size * int(other.argmax())
+            start += size * records
+            records = min(2 * records, BLOCK)
+        return start
+
+    def numbers(self, spans, dtype):
+        """Returns the numbers that spans hold, without their tags."""
+        array, done = np.empty(sum(span.count(dtype) for span in spans), dtype), 0
+        for span in spans:
+            part = array[done : done + span.count(dtype)]
+            done += len(part)
+            if not span.tag:
+                self.read(span.start, part)
+                continue
+            size = span.tag + dtype.itemsize
+            for first in range(0, len(part), BLOCK):
+                piece = part[first : first + BLOCK]
+                block = np.empty((len(piece), size), np.uint8)
+                self.read(span.start + size * first, block)
+                piece.view(np.uint8).reshape(len(piece), -1)[:] = block[:, span.tag :]
+        return array
+
+    def read(self, start, buffer):
+        """Fills an array or a bytearray from the file, and returns it."""
+        self.file.seek(start)
+        view = memoryview(buffer).cast("B")
+        if self.file.readinto(view) != len(view):
+            raise ValueError("the file became shorter while it was read.")
         return buffer
 
 
@@ -376,12 +444,13 @@ def _messages():
             if type in _LARGE:
                 continue
             field = descriptor.field.add(name=name, number=number)
-            many = type == "dims"
+            many = type in ("dims", "names")
             field.label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+            text = type in ("bytes", "names")
             if type in _SCHEMA:
                 field.type_name = type
             else:
-                field.type = field.TYPE_BYTES if type == "bytes" else field.TYPE_INT64
+                field.type = field.TYPE_BYTES if text else field.TYPE_INT64
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return {

@@ -30,8 +30,9 @@ def path_of(name):
     """Returns the path of the file that a name means, or None for one in the manifest.
 
     Args:
-        name: A path, told by .h5 at its end or a folder in it; `hf://owner/repo` or
-            `hf://owner/repo@revision`, of which the file is fetched; or anything else.
+        name: A path, told by .h5 or .caffemodel at its end or a folder in it;
+            `hf://owner/repo` or `hf://owner/repo@revision`, of which the file is
+            fetched; or anything else.
 
     Raises:
         ValueError: If the address or the file there is not what it should be.
@@ -39,11 +40,12 @@ def path_of(name):
     """
     if str(name).startswith(hub.SCHEME):
         return hub.fetch_repository(name)
-    return name if is_path(name) else None
+    # What Caffe wrote is refused as such, not as a name that does not exist.
+    return name if is_path(name) or str(name).endswith(".caffemodel") else None
 
 
 def is_path(name):
-    """Whether `path_of` takes a name for that of a file."""
+    """Whether a name is that of a file to write, which `path_of` finds again."""
     return str(name).endswith(weights.SUFFIXES) or len(pathlib.Path(name).parts) > 1
 
 

@@ -1,4 +1,4 @@
-"""Ports trained weights from elsewhere: .caffemodel files, and Keras' file of VGG16.
+"""Ports trained weights from elsewhere: Caffe's files, and Keras' file of VGG16.
 
 One rule serves all nets: a layer of the source fills the layer of that name, "/" being
 "_" in Keras. What a net holds as constants, such as bilinear kernels, is compared with
@@ -63,8 +63,9 @@ def port(source, output, model, *, metadata=None, expected=None, progress=None):
     The same source gives the same bytes.
 
     Args:
-        source: A .caffemodel; or the .h5 file of `keras.applications.VGG16` with its
-            top, for `classifier("vgg16")`.
+        source: A .caffemodel, or what Caffe writes instead with `snapshot_format:
+            HDF5`, a .caffemodel.h5; or the .h5 file of `keras.applications.VGG16` with
+            its top, for `classifier("vgg16")`.
         output: The .h5 file to write; it appears whole or not at all.
         model: The net that the file is for, of which only names and shapes count.
         metadata: An entry of the manifest; its `FACTS` go into the file, so that
@@ -85,6 +86,9 @@ def port(source, output, model, *, metadata=None, expected=None, progress=None):
     """
     source = pathlib.Path(source)
     entry = metadata or {}
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is not a file; expected trained weights.")
+    _check_published(source, entry.get("caffemodel", {}))
     found = _check_hashes(source, expected or {})
     facts = {key: entry[key] for key in FACTS if key in entry}
     rows, arrays = _match(source, model, entry.get("drop", ()))
@@ -97,10 +101,19 @@ def port(source, output, model, *, metadata=None, expected=None, progress=None):
     return rows
 
 
+def _check_published(source, published):
+    """Raises ValueError for a snapshot in HDF5 that shall be a file of known hash."""
+    known = [f"{kind} {published[kind]}" for kind in DIGESTS if kind in published]
+    if known and _is_snapshot(source):
+        raise ValueError(
+            f"{source} is a snapshot in HDF5; expected the .caffemodel with {known[0]},"
+            " which the manifest says of this net. Give that, or describe the net that "
+            "the file is for."
+        )
+
+
 def _check_hashes(source, expected):
     """Returns the facts of a file, which must be the expected ones."""
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file; expected trained weights.")
     kinds = [kind for kind in DIGESTS if kind == "sha256" or kind in expected]
     found = measure(source, kinds)
     for key, value in found.items():
@@ -121,7 +134,7 @@ def _match(source, model, drop):
     """
     given, slots = _read(source), _slots(model)
     hidden = weights.hidden_kernels(model)
-    rows, arrays, problems = [], {}, _misordered(list(given), model)
+    rows, arrays, problems = [], {}, _misordered(given, model)
     for given_title, layer in given.items():
         if not layer.blobs:
             continue
@@ -131,6 +144,8 @@ def _match(source, model, drop):
             rows.append(Row(title, shapes, "", [], "dropped"))
         elif name in slots:
             target, wanted = slots.pop(name)
+            if layer.type is None:
+                layer = layer._replace(type=_type_for(target, layer.blobs))
             try:
                 action, filled = _pair(layer, target, wanted, hidden)
             except ValueError as error:
@@ -154,6 +169,9 @@ def _read(source):
     """Returns `{name: caffe.Layer}` of a file."""
     if source.suffix not in weights.SUFFIXES:
         return caffe.read_caffemodel(source)
+    if _is_snapshot(source):
+        read = weights.read_snapshot(source)
+        return {name: caffe.Layer(None, blobs) for name, blobs in read.items()}
     layers = {}
     for name, array in weights.read_arrays(source).items():
         layers.setdefault(name.split("/")[0], []).append(array)
@@ -162,6 +180,19 @@ def _read(source):
         kind = "Dense" if arrays[0].ndim == 2 else "Conv2D"
         layers[name] = caffe.Layer(kind, arrays)
     return layers
+
+
+def _is_snapshot(source):
+    return source.suffix in weights.SUFFIXES and weights.is_snapshot(source)
+
+
+def _type_for(target, blobs):
+    """Returns the type that a layer of the source must have to fill one of the net."""
+    if isinstance(target, keras.layers.Rescaling):
+        return "Scale"
+    if isinstance(target, keras.layers.Conv2D):
+        return "InnerProduct" if blobs[0].ndim == 2 else "Convolution"
+    return "Deconvolution"
 
 
 def _keras_name(title, layer):
@@ -180,11 +211,11 @@ def _slots(model):
     return slots
 
 
-def _misordered(titles, model):
+def _misordered(layers, model):
     """Says where an AlexNet normalises before it pools, as no net here does.
 
     The weights of bvlc_alexnet and bvlc_reference_caffenet have the same names and
-    shapes; only the order of the layers tells them apart.
+    shapes; only what feeds what tells them apart, as far as the file says.
     """
     names = {layer.name for layer in model.layers}
     return [
@@ -192,9 +223,24 @@ def _misordered(titles, model):
         "in bvlc_reference_caffenet"
         for norm, pool in (("norm1", "pool1"), ("norm2", "pool2"))
         if norm in names
-        and {norm, pool} <= set(titles)
-        and titles.index(norm) < titles.index(pool)
+        and {norm, pool} <= layers.keys()
+        and _feeds(layers, norm, pool)
     ]
+
+
+def _feeds(layers, first, second):
+    """Whether a layer's tops reach another, at once or through layers in between."""
+    following = {}
+    for layer in layers.values():
+        for bottom in layer.bottoms:
+            following.setdefault(bottom, []).extend(layer.tops)
+    reached, waiting = set(), list(layers[first].tops)
+    while waiting:
+        blob = waiting.pop()
+        if blob not in reached:
+            reached.add(blob)
+            waiting += following.get(blob, ())
+    return not reached.isdisjoint(layers[second].bottoms)
 
 
 def _leave_out_bilinear(model, rows, arrays):

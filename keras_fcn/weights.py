@@ -23,6 +23,10 @@ MAX_OBJECTS = 10_000
 MAX_DEPTH = 8
 MAX_BESIDE = 4 * 2**20  # bytes of a file that are not arrays; in ours 0.1 MB
 MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
+_CAFFES = (
+    "it is a file of Caffe's; expected an .h5 file in Keras' layout. Write one with "
+    "`keras-fcn convert`, and load that."
+)
 # What h5py and zlib raise on damaged files.
 _DAMAGE = (OSError, RuntimeError, LookupError, TypeError, zlib.error)
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
@@ -146,6 +150,49 @@ def read_arrays(path):
             if fault := _fault(arrays[name], hidden=False):
                 raise ValueError(f"{name} {fault}; expected trained weights.")
     return arrays
+
+
+def is_snapshot(path):
+    """Whether Caffe wrote an HDF5 file: a snapshot of a net, a .caffemodel.h5.
+
+    Args:
+        path: An .h5 file.
+
+    Raises:
+        ValueError: If it is no file of weights.
+        OSError: If it cannot be read.
+    """
+    with _opened(path) as (file, _):
+        return _is_of_caffe(file)
+
+
+def read_snapshot(path):
+    """Reads the weights of a snapshot that Caffe wrote in HDF5, a .caffemodel.h5.
+
+    In the group "data" a layer is a group, and its blobs are "0", "1" and so on
+    (Net::ToHDF5 in net.cpp). One that a layer shares with an earlier one is not there.
+    The group "diff" is not read.
+
+    Args:
+        path: An .h5 file.
+
+    Returns:
+        `{layer: [arrays]}` of float32, sorted by name, without layers that hold none.
+
+    Raises:
+        ValueError: If it is no such file, or if a number is not that of a trained net.
+        OSError: If it cannot be read.
+    """
+    layers = {}
+    with _opened(path) as (file, found):
+        if not _is_of_caffe(file):
+            raise ValueError('it is no snapshot of Caffe\'s; expected a group "data".')
+        for name in sorted(found):
+            root, _, place = name.partition("/")
+            if root == "data":
+                layer, _, number = place.rpartition("/")
+                layers.setdefault(layer, {})[number] = _read_blob(file[name], name)
+        return {layer: _in_order(layer, blobs) for layer, blobs in layers.items()}
 
 
 def shapes(model):
@@ -356,6 +403,16 @@ def _fault(array, hidden):
 
 @contextlib.contextmanager
 def _reading(path):
+    """Opens a file in Keras' layout, as `_opened` does any."""
+    with _opened(path) as (file, found):
+        if _is_of_caffe(file):
+            raise ValueError(_CAFFES)
+        _check_lists(file, found)
+        yield file, found
+
+
+@contextlib.contextmanager
+def _opened(path):
     """Opens a file and judges its headers: yields it and {name: shape of the array}.
 
     Whatever is found wrong until it is closed again becomes one error with its name.
@@ -370,10 +427,12 @@ def _reading(path):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except _DAMAGE as error:
+        if pathlib.Path(path).suffix == ".caffemodel":
+            raise ValueError(f"{path}: {_CAFFES}") from error
         raise ValueError(
             f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
-            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py. Fetch or "
-            "convert it again."
+            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py, or those "
+            "that they are converted from. Fetch or convert it again."
         ) from error
 
 
@@ -410,8 +469,14 @@ def _headers(file):
             f"expected all but {MAX_BESIDE:,}. Load it where it is from, and save it "
             "anew."
         )
-    _check_lists(file, shapes)
     return shapes
+
+
+def _is_of_caffe(file):
+    """Whether a file whose headers are sound holds "data", maybe "diff", of groups."""
+    groups = [key for key in file if isinstance(file[key], h5py.Group)]
+    known = set(file) in ({"data"}, {"data", "diff"}) and len(groups) == len(file)
+    return known and "layer_names" not in file.attrs
 
 
 def _address(item):
@@ -510,6 +575,26 @@ def printable(name):
         name: Of a layer or an array, as a stranger wrote it.
     """
     return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
+
+
+def _read_blob(dataset, name):
+    with np.errstate(over="ignore"):  # infinity is found below
+        array = _read(dataset, name).astype(np.float32, copy=False)
+    if fault := _fault(array, hidden=False):
+        raise ValueError(f"{printable(name)} {fault}; expected trained weights.")
+    return array
+
+
+def _in_order(layer, blobs):
+    """Returns a list of `{number as text: blob}`, of which none may be missing."""
+    numbers = [str(i) for i in range(len(blobs))]
+    if not layer or blobs.keys() != set(numbers):
+        raise ValueError(
+            f"{printable(f'data/{layer}')} holds {printable(', '.join(blobs))}; "
+            f"expected the blobs {', '.join(numbers)[:80]} of a layer. Those that it "
+            "shares with another are not there, and no net here shares any."
+        )
+    return [blobs[number] for number in numbers]
 
 
 def _read(dataset, name):

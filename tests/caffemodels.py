@@ -1,5 +1,6 @@
-"""Writes .caffemodel files for nets of this package, in both of Caffe's formats."""
+"""Writes .caffemodel files for nets of this package, in all of Caffe's formats."""
 
+import h5py
 import keras
 import numpy as np
 import scripts
@@ -8,7 +9,10 @@ from golden import golden
 from keras_fcn.caffe import Layer
 from keras_fcn.layers import BilinearUpsampling
 
-V1_TYPES = {**golden.V1_TYPES, "LRN": 15, "Pooling": 17, "ReLU": 18}
+V1_TYPES = {
+    **golden.V1_TYPES,
+    **{"LRN": 15, "Pooling": 17, "ReLU": 18, "Split": 22},
+}
 # Its writer says anything that the wire format can say.
 fuzzer = scripts.load("benchmarks/fuzz_caffemodel.py")
 
@@ -18,18 +22,42 @@ def caffemodel(layers, version=2):
     if version == 2:
         return b"".join(
             fuzzer.v2_layer(
-                name, kind, *(fuzzer.shape(b.shape) + fuzzer.data(b) for b in blobs)
+                name,
+                layer.type,
+                *(fuzzer.shape(b.shape) + fuzzer.data(b) for b in layer.blobs),
+                bottoms=layer.bottoms,
+                tops=layer.tops,
             )
-            for name, (kind, blobs) in layers.items()
+            for name, layer in layers.items()
         )
     return b"".join(
         fuzzer.v1_layer(
             name,
-            V1_TYPES[kind],
-            *(fuzzer.legacy(b.shape) + fuzzer.data(b) for b in blobs),
+            V1_TYPES[layer.type],
+            *(fuzzer.legacy(b.shape) + fuzzer.data(b) for b in layer.blobs),
+            bottoms=layer.bottoms,
+            tops=layer.tops,
         )
-        for name, (kind, blobs) in layers.items()
+        for name, layer in layers.items()
     )
+
+
+def snapshot(layers, path, dtype="float32", diff=False):
+    """Writes `{name: Layer}` as Net::ToHDF5 does, and returns the path.
+
+    Where a name has a "/" it is a group within a group. Caffe itself makes such a
+    group only where a layer before it bears the first part as its name, and ends
+    otherwise: for want of intermediate groups.
+    """
+    with h5py.File(path, "w") as file:
+        for root in ["data", "diff"][: 1 + diff]:
+            file.create_group(root)
+            for name, layer in layers.items():
+                group = file[root].require_group(name)
+                for i, blob in enumerate(layer.blobs):
+                    value = blob if root == "data" else np.full_like(blob, np.nan)
+                    group[str(i)] = value.astype(dtype)
+    return path
 
 
 def caffe_layers(model, seed=1):

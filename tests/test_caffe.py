@@ -83,9 +83,7 @@ def test_every_way_to_write_a_net_gives_the_same_arrays(name, write):
     assert equal(layers["conv1"].blobs, arrays)
 
 
-def test_layers_keep_the_order_of_the_file_so_that_alexnet_is_not_taken_for_caffenet(
-    write,
-):
+def test_layers_keep_the_order_of_the_file(write):
     for order in (["norm1", "pool1"], ["pool1", "norm1"]):
         v1_net = v1("conv1", 4, legacy((2,)) + data(BIAS))
         v1_net += b"".join(v1(name, {"norm1": 15, "pool1": 17}[name]) for name in order)
@@ -95,6 +93,17 @@ def test_layers_keep_the_order_of_the_file_so_that_alexnet_is_not_taken_for_caff
         assert [layers[name] for name in order] == [
             Layer(types[name], []) for name in order
         ]
+
+
+def test_what_a_layer_takes_and_gives_is_read_in_both_formats(write):
+    links = {"bottoms": ["a", "b"], "tops": ["c", "d/e"]}
+    for net in (
+        conv1(SOUND) + v2("fuse", "Eltwise", **links),
+        v1("conv1", 4, legacy((2,)) + data(BIAS)) + v1("fuse", 25, **links),
+    ):
+        layers = read_caffemodel(write(net))
+        assert layers["fuse"] == Layer("Eltwise", [], ("a", "b"), ("c", "d/e"))
+        assert layers["conv1"][2:] == ((), ())
 
 
 # Numbers from caffe.proto, names from Caffe's layer catalogue.
@@ -145,6 +154,23 @@ ACCEPTED = {
     "both shapes, equal but for ones": (
         conv1(legacy((2,)) + shape((2,)) + data(BIAS)),
         BIAS.reshape(1, 1, 1, 2),
+    ),
+    "both shapes, the newer of other dims": (
+        conv1(shape((3, 2, 2, 2)) + legacy((2, 3, 2, 2)) + data(KERNEL)),
+        KERNEL,
+    ),
+    "both shapes, the newer of another rank": (
+        conv1(legacy((1, 1, 6, 4)) + shape((24,)) + data(KERNEL)),
+        KERNEL.reshape(1, 1, 6, 4),
+    ),
+    "both shapes, the newer of nine dims": (
+        conv1(legacy((2, 3, 2, 2)) + shape((1,) * 8 + (24,)) + data(KERNEL)),
+        KERNEL,
+    ),
+    "floats and doubles": (conv1(SOUND + doubles(2 * KERNEL)), 2 * KERNEL),
+    "doubles, then floats that are too few": (
+        conv1(shape(KERNEL.shape) + doubles(KERNEL) + data(BIAS)),
+        KERNEL,
     ),
     "eight dims": (conv1(shape(EIGHT) + data(KERNEL)), KERNEL.reshape(EIGHT)),
     "dims not packed": (conv1(field(7, integer(1, 2)) + data(BIAS)), BIAS),
@@ -203,6 +229,53 @@ def test_doubles_become_the_nearest_floats(write):
     assert equal(layers["conv1"].blobs, [values.astype(np.float32)])
 
 
+def test_a_million_numbers_written_one_by_one_are_read_and_their_diff_is_not(write):
+    values = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
+    records = np.empty((len(values), 5), np.uint8)
+    records[:, 1:] = values.view(np.uint8).reshape(-1, 4)
+    blob = shape(values.shape)
+    for number in (6, 5):  # the diff first
+        records[:, 0] = number << 3 | 5
+        blob += records.tobytes()
+    path = write(conv1(blob))
+    assert equal(read_caffemodel(path)["conv1"].blobs, [values])
+    tracemalloc.start()
+    try:
+        read_caffemodel(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < values.nbytes + 2_000_000
+
+
+def test_a_million_doubles_written_one_by_one_are_read(write):
+    values = np.random.default_rng(0).standard_normal(1_000_003)
+    records = np.empty((len(values), 9), np.uint8)
+    records[:, 0] = 8 << 3 | 1
+    records[:, 1:] = values.view(np.uint8).reshape(-1, 8)
+    layers = read_caffemodel(write(conv1(shape(values.shape) + records.tobytes())))
+    assert equal(layers["conv1"].blobs, [values.astype(np.float32)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 18, 48, 49, 112, 113, 200])
+def test_runs_of_any_length_and_between_other_fields_are_read_in_their_order(
+    count, write
+):
+    values = np.arange(3 * count, dtype=np.float32).reshape(3, count)
+    pieces = [fuzzer.unpacked(values[0]), data(values[1]), fuzzer.unpacked(values[2])]
+    blob = shape((3 * count,)) + integer(99, 1).join(pieces)
+    long_tags = b"".join(b"\xad\x00" + number.tobytes() for number in values[0])
+    layers = read_caffemodel(write(conv1(blob, shape((count,)) + long_tags)))
+    assert equal(layers["conv1"].blobs, [values.ravel(), values[0]])
+
+
+def test_a_run_that_its_layer_cuts_is_refused(write):
+    run = fuzzer.unpacked(np.arange(40, dtype=np.float32))
+    for cut in (1, 4, 199):
+        with pytest.raises(ValueError, match=r"conv1.*(is cut short|ends within)"):
+            read_caffemodel(write(conv1(shape((40,)) + run[:-cut])))
+
+
 def test_of_two_layers_without_weights_and_of_one_name_the_first_stays(write):
     path = write(v2("data", "A") + v2("data", "B") + conv1(SOUND))
     assert read_caffemodel(path)["data"] == Layer("A", [])
@@ -258,17 +331,13 @@ LIES = {
     "nine dims": (lie((1,) * 5 + (2, 3, 2, 2)), "conv1.*9 dims"),
     "65 dims": (lie((1,) * 64 + (24,)), "conv1.*65 dims"),
     "5,000 dims": (lie((1,) * 5000), "conv1.*shapes"),
-    "two shapes": (
-        conv1(legacy((2, 3, 2, 2)) + shape((3, 2, 2, 2)) + data(KERNEL)),
-        "conv1.*two shapes",
+    "two shapes, the one that counts of other numbers": (
+        conv1(legacy((3, 3, 2, 2)) + shape((2, 3, 2, 2)) + data(KERNEL)),
+        "conv1.*24 numbers; expected 36",
     ),
-    "two shapes of two ranks": (
-        conv1(legacy((1, 1, 6, 4)) + shape((24,)) + data(KERNEL)),
-        "conv1.*two shapes",
-    ),
-    "two shapes, one of five dims": (
-        conv1(legacy((2, 3, 2, 2)) + shape((1, 2, 3, 2, 2)) + data(KERNEL)),
-        "conv1.*two shapes",
+    "two shapes, the one that counts not whole": (
+        conv1(integer(4, 24) + shape((24,)) + data(KERNEL)),
+        "conv1.*dims",
     ),
     "legacy dim missing": (old((24,)), "conv1.*dims"),
     "legacy dim 0": (old((2, 3, 4, 0)), "conv1.*dims"),
@@ -280,7 +349,14 @@ LIES = {
         "conv1.*BlobProto",
     ),
     # numbers
-    "floats and doubles": (conv1(SOUND + doubles(KERNEL)), "conv1.*32 and in 64"),
+    "floats that are whole and doubles that are not": (
+        conv1(SOUND + doubles(KERNEL[0])),
+        "conv1.*12 numbers; expected 24",
+    ),
+    "sound floats and infinite doubles": (
+        conv1(SOUND + doubles(np.full(24, np.inf))),
+        "conv1.*not finite",
+    ),
     "a byte too many": (
         conv1(shape((2, 3, 2, 2)) + field(5, PLAIN + b"\0")),
         "conv1.*bytes",
@@ -323,6 +399,7 @@ LIES = {
         "layer 0",
     ),
     "a name of 5,000 letters": (v2("a" * 5000, "A", SOUND), "layer 0.*names"),
+    "2,000 bottoms": (v2("a", "A", SOUND, bottoms=["b"] * 2000), "layer 0.*bottoms"),
     # the wire
     "a field 0": (conv1(SOUND) + integer(0, 1), "field 0"),
     "a field 2**29": (conv1(SOUND) + integer(2**29, 1), "field 536870912"),
@@ -376,13 +453,17 @@ def test_a_file_cut_at_any_byte_is_refused_or_ends_with_a_whole_layer(name, writ
         (integer(1, 100_000) + field(2, b"net.caffemodel"), "a .solverstate"),
         (b"\x1f\x8b\x08\x00" + bytes(20), "a gzip archive"),
         (b"PK\x03\x04" + bytes(20), "a zip archive"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     ],
 )
 def test_a_file_of_another_kind_is_told_by_its_first_bytes(content, kind, write):
     with pytest.raises(ValueError, match=f"begins like {kind}: give the .caffemodel"):
         read_caffemodel(write(content))
+
+
+def test_a_snapshot_in_hdf5_under_another_name_is_told_what_to_be_called(write):
+    with pytest.raises(ValueError, match="begins like an HDF5 file: let its name end "):
+        read_caffemodel(write(b"\x89HDF\r\n\x1a\n" + bytes(20)))
 
 
 def test_a_file_of_2_gib_is_refused_unread_and_an_empty_one_too(write, monkeypatch):

@@ -10,7 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from caffemodels import caffe_layers, caffemodel
+from caffemodels import caffe_layers, caffemodel, snapshot
 from golden import golden
 
 from keras_fcn import manifest, models, weights
@@ -45,8 +45,11 @@ def write(tmp_path):
 def refused(tmp_path, write):
     """Ports what must not be ported, and returns the error."""
 
-    def refused(layers, entry, **arguments):
-        source = write(caffemodel(layers), "wrong.caffemodel")
+    def refused(layers, entry, hdf5=False, **arguments):
+        if hdf5:
+            source = snapshot(layers, tmp_path / "wrong.caffemodel.h5")
+        else:
+            source = write(caffemodel(layers), "wrong.caffemodel")
         before = sorted(tmp_path.iterdir())
         with pytest.raises(ValueError, match="wrong.caffemodel") as caught:
             port(source, tmp_path / "net.h5", models.build(entry), **arguments)
@@ -197,7 +200,8 @@ def test_blobs_go_where_the_layout_says(tmp_path, write):
     layers = caffe_layers(model)
     port(write(caffemodel(layers)), tmp_path / "net.h5", model)
     with h5py.File(tmp_path / "net.h5") as file:
-        for name, (_, blobs) in layers.items():
+        for name, layer in layers.items():
+            blobs = layer.blobs
             kernel, blob = file[name]["kernel"], blobs[0]
             for corner in (0, -1):
                 np.testing.assert_array_equal(
@@ -357,12 +361,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_a_file_that_is_not_of_the_net_is_refused_and_the_layer_named(what, refused):
+# HDF5 holds no types, and lists layers by name: of two the other one is left over.
+OTHERWISE = {"another type", "an unknown type", "two names for one layer"}
+
+
+@pytest.mark.parametrize(
+    ("what", "hdf5"),
+    [
+        *[(what, False) for what in WRONG],
+        *[(what, True) for what in WRONG if what not in OTHERWISE],
+    ],
+)
+def test_a_file_that_is_not_of_the_net_is_refused_and_the_layer_named(
+    what, hdf5, refused
+):
     change, message = WRONG[what]
     layers = caffe_layers(models.build(AT_ONCE))
     change(layers)
-    assert message in refused(layers, AT_ONCE)
+    assert message in refused(layers, AT_ONCE, hdf5)
 
 
 def test_the_sound_file_of_these_tests_is_accepted(tmp_path, write):
@@ -391,23 +407,91 @@ def test_five_differences_are_listed_and_the_rest_counted(refused):
     assert "more\nDescribe the net that the file is for." in message
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_alexnet_that_normalises_before_it_pools_is_refused(version, tmp_path, write):
+# {layer: (type, what it takes, what it gives)}, as models/*/train_val.prototxt say.
+CAFFENET = {
+    "conv1": ("Convolution", ["data"], ["conv1"]),
+    "relu1": ("ReLU", ["conv1"], ["conv1"]),
+    "pool1": ("Pooling", ["conv1"], ["pool1"]),
+    "norm1": ("LRN", ["pool1"], ["norm1"]),
+    "conv2": ("Convolution", ["norm1"], ["conv2"]),
+    "relu2": ("ReLU", ["conv2"], ["conv2"]),
+    "pool2": ("Pooling", ["conv2"], ["pool2"]),
+    "norm2": ("LRN", ["pool2"], ["norm2"]),
+    "conv3": ("Convolution", ["norm2"], ["conv3"]),
+}
+TAPPED = {
+    **CAFFENET,
+    "pool1_split": ("Split", ["pool1"], ["pool1_0", "pool1_1"]),
+    "norm1": ("LRN", ["pool1_1"], ["norm1"]),
+}
+ALEXNET = {
+    **CAFFENET,
+    "norm1": ("LRN", ["conv1"], ["norm1"]),
+    "pool1": ("Pooling", ["norm1"], ["pool1"]),
+    "conv2": ("Convolution", ["pool1"], ["conv2"]),
+    "norm2": ("LRN", ["conv2"], ["norm2"]),
+    "pool2": ("Pooling", ["norm2"], ["pool2"]),
+    "conv3": ("Convolution", ["pool2"], ["conv3"]),
+}
+SECOND = {name: ALEXNET[name] for name in ("norm2", "pool2", "conv3")}
+SPLIT = {
+    **ALEXNET,
+    "norm1_split": ("Split", ["norm1"], ["norm1_0", "norm1_1"]),
+    "pool1": ("Pooling", ["norm1_0"], ["pool1"]),
+}
+
+
+def alexnet(links, order):
+    """The model, and a file of its weights whose layers lie in this order."""
     model = models.build(classifier_of("alexnet"))
     layers = caffe_layers(model)
-    places = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2"]  # of CaffeNet
-    for order, sound in ((places, True), (places[:1] + places[2:0:-1], False)):
-        ordered = {}
-        for name in order:
-            kind = "LRN" if "norm" in name else "Pooling"
-            ordered[name] = layers.get(name) or Layer(kind, [])
-        source = write(caffemodel({**ordered, **layers}, version))
-        if sound:
-            port(source, tmp_path / "net.h5", model)
-        else:
-            with pytest.raises(ValueError, match="norm1 comes before pool1"):
-                port(source, tmp_path / "other.h5", model)
-            assert not (tmp_path / "other.h5").exists()
+    for name, (kind, bottoms, tops) in links.items():
+        blobs = layers[name].blobs if name in layers else []
+        layers[name] = Layer(kind, blobs, tuple(bottoms), tuple(tops))
+    return model, {name: layers[name] for name in order([*links, *layers])}
+
+
+ORDERS = [list, lambda names: names[::-1], sorted]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", ORDERS, ids=["as run", "reversed", "by name"])
+@pytest.mark.parametrize("links", [CAFFENET, TAPPED], ids=["caffenet", "tapped"])
+def test_caffenet_is_ported_in_whatever_order_its_layers_lie(
+    links, order, version, tmp_path, write
+):
+    model, layers = alexnet(links, order)
+    port(write(caffemodel(layers, version)), tmp_path / "net.h5", model)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", ORDERS, ids=["as run", "reversed", "by name"])
+@pytest.mark.parametrize(
+    ("links", "stages"),
+    [(ALEXNET, "12"), (SPLIT, "12"), ({**CAFFENET, **SECOND}, "2")],
+    ids=["alexnet", "through a split", "second stage alone"],
+)
+def test_alexnet_that_normalises_before_it_pools_is_refused(
+    links, stages, order, version, tmp_path, write
+):
+    model, layers = alexnet(links, order)
+    source = write(caffemodel(layers, version))
+    with pytest.raises(ValueError, match="as in bvlc_alexnet") as caught:
+        port(source, tmp_path / "net.h5", model)
+    for stage in "12":
+        said = f"norm{stage} comes before pool{stage}" in str(caught.value)
+        assert said == (stage in stages)
+    assert not (tmp_path / "net.h5").exists()
+
+
+def test_an_alexnet_whose_order_the_file_does_not_say_is_taken(tmp_path, write):
+    model, layers = alexnet(ALEXNET, list)
+    unlinked = {name: layer._replace(tops=()) for name, layer in layers.items()}
+    stripped = {name: layer for name, layer in layers.items() if layer.blobs}
+    for i, said in enumerate((unlinked, stripped)):
+        port(write(caffemodel(said)), tmp_path / f"{i}.h5", model)
+    hdf5 = snapshot(layers, tmp_path / "net.caffemodel.h5")  # which lists by name
+    port(hdf5, tmp_path / "net.h5", model)
 
 
 # The published nets (nets.md of the reference, section 2), a 32nd as wide.
@@ -528,6 +612,218 @@ def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
     assert not output.exists()
 
 
+# Caffe's snapshots in HDF5
+
+
+def inner_products(layers, *names):
+    """Makes convolutions over a whole map what they are in a classifier's net."""
+    for name in names:
+        kernel, bias = layers[name].blobs
+        layers[name] = Layer("InnerProduct", [kernel.reshape(len(kernel), -1), bias])
+    return layers
+
+
+def with_the_rest(layers):
+    """Adds layers without weights, as Caffe writes all that a net has."""
+    rest = ("data", "relu1_1", "fc6/relu", "loss")
+    return {**layers, **{name: Layer("ReLU", []) for name in rest}}
+
+
+def same_ports(layers, entry, folder, **written):
+    """Ports a net from both formats, and returns the rows if the weights are equal."""
+    binary = folder / "net.caffemodel"
+    binary.write_bytes(caffemodel(layers))
+    hdf5 = snapshot(layers, folder / "net.caffemodel.h5", **written)
+    rows, arrays = [], []
+    for source, output in ((binary, "a.h5"), (hdf5, "b.h5")):
+        with keras.StatelessScope(initialize_variables=False):
+            model = models.build(entry)
+        rows.append(port(source, folder / output, model, metadata=entry))
+        arrays.append(weights.read_arrays(folder / output))
+    expected, found = arrays
+    assert len(expected) > 10
+    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in found.items()} == {
+        n: (a.dtype, a.shape, a.tobytes()) for n, a in expected.items()
+    }
+    assert sorted(rows[0]) == sorted(rows[1])
+    return rows[1]
+
+
+SNAPSHOTS = {
+    "fcn8s": (entry_of(), ()),
+    "fcn8s with inner products": (entry_of(), ("fc6", "fc7")),
+    "classifier": (classifier_of("vgg16"), ("fc6", "fc7", "fc8")),
+    "caffenet": (classifier_of("alexnet"), ("fc6", "fc7", "fc8")),
+    "at once": (
+        entry_of("vgg16", 8, skip_scales={"pool4": 1e-2, "pool3": 1e-4}),
+        ("fc6",),
+    ),
+    "two heads": (entry_of("vgg16", 8, {"sem": 4, "geo": 3}), ()),
+    "learned": (entry_of("alexnet", 16, upsampling="learned"), ()),
+}
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_a_snapshot_in_hdf5_gives_the_bits_of_the_binary_one(name, tmp_path):
+    entry, flat = SNAPSHOTS[name]
+    layers = inner_products(caffe_layers(models.build(entry)), *flat)
+    rows = same_ports(with_the_rest(layers), entry, tmp_path)
+    assert {row.source for row in rows if "unfolded" in row.action} == set(flat)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_googlenet_with_slashes_in_its_names_ports_from_nested_groups(name, tmp_path):
+    case = golden.load(name)
+    kinds = {layer["name"]: layer["type"] for layer in case["layers"]}
+    layers = {n: Layer(kinds[n], blobs) for n, blobs in golden.weights(case).items()}
+    layers["conv1"] = Layer("Python", [])  # so that Caffe could write conv1/7x7_s2
+    entry = {"model": {**RECORDED[name], "num_classes": 1000}}
+    if name != "bvlc-googlenet":
+        entry["model"] |= {"num_classes": 21, "upsampling": "learned"}
+    rows = same_ports(layers, entry, tmp_path)
+    assert rows[0].source == "conv1/7x7_s2"
+    assert rows[0].layer == "conv1_7x7_s2"
+
+
+def test_numbers_in_64_bits_are_rounded_and_a_diff_is_not_looked_at(tmp_path):
+    layers = caffe_layers(models.build(entry_of()))
+    same_ports(layers, entry_of(), tmp_path, dtype="float64")
+    same_ports(layers, entry_of(), tmp_path, diff=True)  # which is NaN
+
+
+def test_a_layer_named_within_another_that_has_weights_is_a_layer(tmp_path):
+    layers = caffe_layers(models.build(entry_of()))
+    layers["conv3_1/aux"] = Layer("Convolution", [np.ones((2, 3), np.float32)])
+    entry = {**entry_of(), "drop": ["conv3_1/aux"]}
+    rows = same_ports(layers, entry, tmp_path)
+    assert [row.source for row in rows if row.action == "dropped"] == ["conv3_1/aux"]
+
+
+def _shared(file):
+    del file["data/conv3_1/0"]
+
+
+def _to(name, value):
+    def change(file):
+        del file[name]
+        file[name] = value
+
+    return change
+
+
+TAMPERS = {
+    "a kernel shared with another layer": (_shared, "data/conv3_1 holds 1; expected "),
+    "a bias shared with another layer": (
+        lambda file: file.__delitem__("data/conv3_1/1"),
+        "conv3_1: holds (8, 4, 3, 3); expected 2 arrays",
+    ),
+    "both shared": (
+        lambda file: file.__delitem__("data/conv3_1"),
+        "conv3_1 (3, 3, 4, 8), (8,) is missing",
+    ),
+    "a blob that is no number": (
+        lambda file: file.move("data/conv3_1/1", "data/conv3_1/bias"),
+        "data/conv3_1 holds 0, bias; expected the blobs 0, 1 of a layer",
+    ),
+    "a blob of no layer": (
+        lambda file: file.__setitem__("data/0", np.ones(2)),
+        "data/ holds 0; expected",
+    ),
+    "NaN": (_to("data/fc7/1", np.full(128, np.nan)), "data/fc7/1 holds"),
+    "1e6": (_to("data/fc7/1", np.full(128, 1e6 - 1e-9)), "data/fc7/1 holds"),
+    "beyond all floats": (_to("data/fc7/1", np.full(128, 1e300)), "data/fc7/1 holds"),
+    "integers": (_to("data/fc7/1", np.ones(128, int)), "expected an array of floats"),
+    "a scalar": (_to("data/fc7/1", 1.0), "fc7: A blob of shape ()"),
+    "no numbers": (_to("data/fc7/0", np.ones((0, 128))), "fc7: A blob of shape (0, 12"),
+    "a link": (
+        lambda file: file.__setitem__("data/a", h5py.SoftLink("/data/fc7")),
+        "data/a is a link",
+    ),
+    "another group": (lambda file: file.create_group("more"), "'layer_names'"),
+    "data for a net, not of one": (
+        lambda file: (file.clear(), file.create_dataset("data", data=np.ones(3))),
+        "'layer_names'",
+    ),
+    "nothing": (lambda file: file.clear(), "'layer_names'"),
+    "no layers": (
+        lambda file: file["data"].clear(),
+        "conv1_1 (3, 3, 3, 2), (2,) is missing",
+    ),
+    "two names for one layer": (
+        lambda file: file.copy("data/conv3_1", "data/conv3/1"),
+        "conv3_1 (8, 4, 3, 3), (8,) has no place in the net",
+    ),
+    "a solver's state": (
+        lambda file: (file.clear(), file.create_dataset("iter", data=3)),
+        "iter holds",
+    ),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERS)
+def test_a_damaged_snapshot_and_a_foreign_hdf5_file_give_a_sentence(tamper, tmp_path):
+    change, message = TAMPERS[tamper]
+    model = models.build(entry_of())
+    source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.h5")
+    with h5py.File(source, "a") as file:
+        change(file)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"^{source}") as caught:
+        port(source, tmp_path / "net.h5", model)
+    assert message in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_snapshot_cut_anywhere_gives_a_sentence(tmp_path):
+    model = models.build(entry_of())
+    source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.h5")
+    content = source.read_bytes()
+    for length in (0, 1, 7, 8, 100, *range(2048, len(content), len(content) // 20)):
+        source.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="net.caffemodel.h5"):
+            port(source, tmp_path / "net.h5", model)
+    assert not (tmp_path / "net.h5").exists()
+
+
+def test_a_file_of_keras_layout_is_no_snapshot(tmp_path):
+    model, path = models.build(entry_of()), tmp_path / "net.h5"
+    source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.h5")
+    port(source, path, model)
+    assert weights.is_snapshot(source)
+    assert not weights.is_snapshot(path)
+    with pytest.raises(ValueError, match="net.h5: .* expected a group"):
+        weights.read_snapshot(path)
+
+
+def test_a_snapshot_is_no_file_of_a_published_hash(tmp_path):
+    known = manifest.checkpoint_info("vgg16-8s-voc")["caffemodel"]
+    entry = {**entry_of(num_classes=21), "caffemodel": known}
+    model = models.build(entry)
+    layers = caffe_layers(model)
+    source = snapshot(layers, tmp_path / "net.caffemodel.h5")
+    with pytest.raises(ValueError, match=f"in HDF5; expected .* {known['sha1']}"):
+        port(source, tmp_path / "net.h5", model, metadata=entry)
+    entry["caffemodel"] = {"url": known["url"]}
+    port(source, tmp_path / "net.h5", model, metadata=entry)
+
+
+@pytest.mark.parametrize("load", [models.load_checkpoint, models.FCN8s])
+def test_a_file_of_caffes_is_told_as_such_where_one_of_keras_is_expected(
+    load, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    layers = caffe_layers(models.build(entry_of()))
+    snapshot(layers, "net.caffemodel.h5")
+    snapshot(layers, "hdf5.caffemodel")
+    pathlib.Path("net.caffemodel").write_bytes(caffemodel(layers))
+    for name in ("net.caffemodel.h5", "hdf5.caffemodel", "net.caffemodel"):
+        for path in (name, tmp_path / name):
+            with pytest.raises(ValueError, match=f"{path}.*Caffe's.*keras-fcn convert"):
+                load(path) if load is models.load_checkpoint else load(weights=path)
+    with pytest.raises(FileNotFoundError, match="absent.caffemodel"):
+        models.load_checkpoint("absent.caffemodel")
+
+
 # The VGG16 of keras.applications
 
 
@@ -636,6 +932,41 @@ def test_convert_reports_each_layer_and_prints_the_entry(googlenet, tmp_path, ca
         content = file.read_bytes()
         assert entry[facts]["bytes"] == len(content)
         assert entry[facts]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_convert_takes_a_snapshot_in_hdf5(googlenet, tmp_path, capsys, monkeypatch):
+    with keras.StatelessScope(initialize_variables=False):
+        model = models.build({"model": entry_of("googlenet", 32, width=1)["model"]})
+    source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.h5")
+    output, binary = tmp_path / "mine.h5", tmp_path / "binary.h5"
+    assert _convert(googlenet, "--output", binary, *NET) == 0
+    assert _convert(source, "--output", output, *NET) == 0
+    expected, found = weights.read_arrays(binary), weights.read_arrays(output)
+    assert found.keys() == expected.keys()
+    assert all(found[n].tobytes() == a.tobytes() for n, a in expected.items())
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert weights.metadata(output)["original"]["sha256"] == sha256
+    assert models.load_checkpoint(output).count_params() == model.count_params()
+
+    known = {"url": "http://localhost/net.caffemodel"}
+    entry = {
+        "model": {"backbone": "googlenet", "stride": 32},
+        "input": models.VOC_INPUT,
+        "labels": "siftflow-geo",
+        "caffemodel": known,
+    }
+    checkpoint = ("--output", output, "--checkpoint", "googlenet-32s-x")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_table", lambda: {"googlenet-32s-x": entry})
+        assert _convert(source, *checkpoint) == 0
+        known["md5"] = "0" * 32
+        assert _convert(source, *checkpoint) == 2
+    assert "is a snapshot in HDF5; expected the .caffe" in capsys.readouterr().err
+    assert weights.metadata(output)["labels"] == "siftflow-geo"
+
+    hidden = source.rename(tmp_path / "net.caffemodel")
+    assert _convert(hidden, "--output", output, *NET) == 2
+    assert "let its name end in .h5" in capsys.readouterr().err
 
 
 def test_convert_takes_a_checkpoint_of_the_manifest_and_its_hash(
