@@ -433,6 +433,19 @@ def test_a_pass_in_another_order_is_refused(tmp_path):
         batches[2]
 
 
+def test_a_pass_that_steps_per_epoch_cuts_is_refused_by_that_name(tmp_path):
+    batches = batches_of(numbered(tmp_path, 5), 5)
+    # What `fit(batches, steps_per_epoch=2)` asks for on JAX and PyTorch (Keras 3.15).
+    for asked in ([0], [0, 1], [2, 3]):
+        batches.on_epoch_begin()
+        for index in asked:
+            batches[index]
+        batches.on_epoch_end()
+    batches.on_epoch_begin()
+    with pytest.raises(ValueError, match="Batch 4 .*no `steps_per_epoch`"):
+        batches[4]
+
+
 # Streams, heads, depth
 
 

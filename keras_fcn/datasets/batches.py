@@ -366,9 +366,11 @@ class Batches(keras.utils.PyDataset):
         """Counts a batch of the pass, and makes sure that Keras keeps to the order."""
         if index not in (0, self._previous + 1):
             raise ValueError(
-                f"Batch {index} was asked for after batch {self._previous}. Pass "
-                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch. "
-                "To look at a batch meanwhile, call `batch(epoch, index)`."
+                f"Batch {index} was asked for after batch {self._previous}; expected "
+                f"batch 0 or {self._previous + 1}. Pass `shuffle=False` to `fit`, for "
+                "the order is drawn here, anew every epoch, and no `steps_per_epoch`, "
+                "for an epoch has all batches. To look at a batch meanwhile, call "
+                "`batch(epoch, index)`."
             )
         self._asked, self._previous = self._asked + 1, index
 
