@@ -88,14 +88,16 @@ def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
         `images`, their number. For a net of several heads, `{head: such a dict}`.
 
     Raises:
-        ValueError: If there are no batches, if a label is neither a class nor void, if
-            images or labels are not those of the model's inputs and heads, if a number
-            of an image or a score is NaN, or if scores are not as large as the image.
+        ValueError: If there are no batches, if one is no pair, if a label is neither a
+            class nor void, if images or labels are not those of the model's inputs and
+            heads, if a number of an image or a score is NaN, or if scores are not as
+            large as the image.
     """
     inputs, classes = _inputs(model), num_classes(model)
     matrices = {head: np.zeros((n, n), "int64") for head, n in classes.items()}
     images = 0
-    for done, (pictures, labels) in enumerate(_once(batches), start=1):
+    for done, batch in enumerate(_once(batches), start=1):
+        pictures, labels = _pair(batch, done - 1)
         _check_names(_by_name(pictures), inputs, f"The images of batch {done - 1}")
         _check_sizes(pictures, inputs, f"The images of batch {done - 1}")
         _check_finite(pictures, f"The images of batch {done - 1}")
@@ -172,6 +174,32 @@ def _inputs(model):
 
 def _by_name(item):
     return item if isinstance(item, dict) else {"": item}
+
+
+def _pair(batch, number):
+    """The images and the labels of a batch, if it is a pair of them."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"Batch {number} is {_described(batch)}; expected (images, labels). Give a "
+            "list of such tuples, of arrays [(images, labels)]; leave sample weights "
+            f"out, and give pixels that are not to count the label {VOID}."
+        )
+    for array in _by_name(batch[0]).values():
+        if not hasattr(array, "shape"):
+            raise ValueError(
+                f"The images of batch {number} are {_described(array)}; expected an "
+                "array or a tensor. Make one with np.array."
+            )
+    return batch
+
+
+def _described(item):
+    if hasattr(item, "shape"):
+        return f"{item.dtype} of shape {tuple(item.shape)}"
+    if isinstance(item, dict):
+        return f"a dict of {', '.join(map(str, item))}"
+    parts = len(item) if isinstance(item, tuple | list) else None
+    return f"a {type(item).__name__}{'' if parts is None else f' of {parts}'}"
 
 
 def _check_names(given, wanted, where):
@@ -338,4 +366,10 @@ def _once(batches):
     # a PyDataset need not raise.
     if isinstance(batches, keras.utils.PyDataset):
         return (batches[i] for i in range(len(batches)))
-    return batches
+    try:
+        return iter(batches)
+    except TypeError:
+        raise ValueError(
+            f"The batches are {_described(batches)}; expected an iterable of "
+            "(images, labels), such as a list or a keras.utils.PyDataset."
+        ) from None

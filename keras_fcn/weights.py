@@ -158,15 +158,31 @@ def shapes(model):
 
 
 def check_functional(model):
-    """Checks that a model says what it takes and gives.
+    """Checks that a model says what it takes and gives, by name where it is several.
 
     Raises:
         ValueError: If it is of another kind, such as a Sequential one around a net.
     """
+    check_inputs(model)
+    if not hasattr(model, "output"):  # a Sequential one with an Input has `inputs` only
+        raise ValueError(
+            f"{model.name} is a {type(model).__name__} around layers; expected a "
+            "functional net, keras.Model(inputs, outputs). Pass the net itself, or "
+            "build keras.Model(model.inputs[0], model.outputs[0])."
+        )
+
+
+def check_inputs(model):
+    """Checks that a model, functional or Sequential, says what it takes.
+
+    Raises:
+        ValueError: If it does not, such as a Sequential one without an Input.
+    """
     if not getattr(model, "inputs", None):
         raise ValueError(
-            f"{model.name} is a {type(model).__name__} whose layers do not say what "
-            "they take; expected a functional net, keras.Model(inputs, outputs)."
+            f"{getattr(model, 'name', model)} is a {type(model).__name__} whose layers "
+            "do not say what they take; expected a functional net, "
+            "keras.Model(inputs, outputs)."
         )
 
 

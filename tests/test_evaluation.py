@@ -323,6 +323,37 @@ def test_a_data_set_without_batches_is_refused(empty, model):
         evaluation.evaluate(model, empty)
 
 
+def test_what_are_no_batches_of_pairs_is_refused(model):
+    (pictures, labels), *_ = batches_of([(1, 4, 4)])
+    for given, words in (
+        ([(pictures, labels, labels)], "Batch 0 is a tuple of 3; .* weights out"),
+        ((pictures, labels), r"Batch 0 is float32 of shape \(1, 4, 4, 3\); .*\[\(images"),
+        ([{"image": pictures, "label": labels}], "Batch 0 is a dict of image, label"),
+        ({"image": pictures, "label": labels}, "Batch 0 is a str; expected"),
+        ([(pictures, labels), None], "Batch 1 is a NoneType; expected"),
+        (
+            [(pictures.tolist(), labels)],
+            "images of batch 0 are a list of 1; .*np.array",
+        ),
+        (None, "The batches are a NoneType; expected an iterable"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate(model, given)
+    assert evaluate(model, [[pictures, labels.tolist()]])["images"] == 1
+
+
+def test_a_sequential_model_around_a_net_is_refused(model):
+    around = keras.Sequential([keras.Input((None, None, 3)), model], name="around")
+    with pytest.raises(ValueError, match="around is a Sequential .*a functional net"):
+        segment(around, picture(4, 4))
+    with pytest.raises(ValueError, match="around is a Sequential .*a functional net"):
+        evaluate(around, batches_of(SIZES))
+    inside = keras.Model(around.inputs[0], around.outputs[0])
+    assert evaluate(inside, batches_of(SIZES)) == evaluate(model, batches_of(SIZES))
+    with pytest.raises(ValueError, match="voc is a str .*a functional net"):
+        segment("voc", picture(4, 4))
+
+
 def by_hand(truth, prediction):
     matrix = np.zeros((3, 3), int)
     for i, j in zip(truth.ravel(), prediction.ravel(), strict=True):
