@@ -30,9 +30,9 @@ def segment(model, image, *, mirror=False, scales=(1,)):
             all of one size. For a net from colour and depth an array
             (height, width, 4): RGB 0-255, and millimetres, 0 where they are unknown.
         mirror: Whether to look at the mirror image, too.
-        scales: Factors of the picture's size to look at it at. Where a depth is
-            unknown, other sizes blend that 0 with what is around it: fill such holes
-            first.
+        scales: Factors of the picture's size to look at it at, in a sequence or an
+            array. Where a depth is unknown, other sizes blend that 0 with what is
+            around it: fill such holes first.
 
     Returns:
         (height, width) uint8 labels; for a net of several heads, a dict of them.
@@ -282,9 +282,8 @@ def _warn_of_one_class(matrix, name):
 
 def _labels(model, pictures, mirror, scales):
     """Labels of a batch, (batch, height, width), or a dict of them."""
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales={scales} was given; expected factors above 0.")
-    if not mirror and tuple(scales) == (1,):
+    scales = _factors(scales)
+    if not mirror and scales == [1]:
         return decode_segmentation(_scores(model, pictures))
     each = keras.tree.map_structure  # stream, or head
     pictures = each(keras.ops.convert_to_numpy, pictures)  # Torch steps forwards only
@@ -303,6 +302,22 @@ def _labels(model, pictures, mirror, scales):
                 )
             )
     return decode_segmentation(each(lambda *x: sum(x), *looks))
+
+
+def _factors(scales):
+    """The scales as a list of numbers, checked."""
+    factors = np.asarray(scales)
+    if (
+        factors.ndim != 1
+        or not factors.size
+        or factors.dtype.kind not in "uif"
+        or not all(0 < factor < math.inf for factor in factors)
+    ):
+        raise ValueError(
+            f"scales={scales!r} was given; expected factors above 0, in a sequence "
+            "such as (1, 0.75)."
+        )
+    return factors.tolist()
 
 
 def _scores(model, pictures):

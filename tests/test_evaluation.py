@@ -327,7 +327,10 @@ def test_what_are_no_batches_of_pairs_is_refused(model):
     (pictures, labels), *_ = batches_of([(1, 4, 4)])
     for given, words in (
         ([(pictures, labels, labels)], "Batch 0 is a tuple of 3; .* weights out"),
-        ((pictures, labels), r"Batch 0 is float32 of shape \(1, 4, 4, 3\); .*\[\(images"),
+        (
+            (pictures, labels),
+            r"Batch 0 is float32 of shape \(1, 4, 4, 3\); .*\[\(images",
+        ),
         ([{"image": pictures, "label": labels}], "Batch 0 is a dict of image, label"),
         ({"image": pictures, "label": labels}, "Batch 0 is a str; expected"),
         ([(pictures, labels), None], "Batch 1 is a NoneType; expected"),
@@ -607,9 +610,19 @@ def _probabilities(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def test_scales_may_be_an_array():
+    net = random_net()
+    for scales in ((1,), (1, 0.5)):
+        expected = segment(net, picture(20, 24), scales=scales)
+        for array in (np.array(scales), list(scales), np.float32(scales)):
+            found = segment(net, picture(20, 24), scales=array)
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_scales_that_are_none_are_refused():
     picture = np.zeros((9, 9, 3), np.uint8)
-    for scales in ((), (0,), (1, -1), (np.nan,), (np.inf,)):
+    numbers = (2, 0.5, np.float32(1), None, "1", ("1",), [(1, 2)], np.ones((1, 1)))
+    for scales in ((), (0,), (1, -1), (np.nan,), (np.inf,), np.array([]), *numbers):
         with pytest.raises(ValueError, match="expected factors above 0"):
             segment(random_net(), picture, scales=scales)
 
