@@ -36,12 +36,14 @@ def save(model, path, *, metadata=None, dtype=None):
     Args:
         model: A `keras.Model` whose layers have names of their own.
         path: The .h5 file to write; if it is a link, the file that it leads to.
-        metadata: What the file says of itself: a dict that JSON can hold.
+        metadata: What the file says of itself: a dict that JSON can hold; numbers and
+            arrays of NumPy's will do.
         dtype: On disk, such as "float16"; that of the weights if None.
 
     Raises:
         ValueError: If `load` would refuse the numbers, if `dtype` is no type of floats,
-            or if two weights bear one name; nothing is written.
+            if two weights bear one name, or if JSON cannot hold the metadata; nothing
+            is written.
         OSError: If the file cannot be written; an earlier one is then untouched.
     """
     if dtype is not None and np.dtype(dtype).kind != "f":
@@ -75,8 +77,10 @@ def save_arrays(arrays, path, *, metadata=None):
         metadata: As in `save`.
 
     Raises:
+        ValueError: If JSON cannot hold the metadata; nothing is written.
         OSError: If the file cannot be written; an earlier one is then untouched.
     """
+    text = None if metadata is None else _json(metadata, path)
     # Through a file of Python's: on a full disk, HDF5's own ends the process.
     with replacing(path) as part, h5py.File(part, "w") as file:
         weights = {}
@@ -92,8 +96,25 @@ def save_arrays(arrays, path, *, metadata=None):
             file[layer].attrs["weight_names"] = names
         file.attrs["backend"] = b"any"
         file.attrs["keras_version"] = b"3"
-        if metadata is not None:
-            file.attrs["keras_fcn"] = json.dumps(metadata, sort_keys=True)
+        if text is not None:
+            file.attrs["keras_fcn"] = text
+
+
+def _json(metadata, path):
+    """Returns metadata as text, NumPy's numbers and arrays as Python's."""
+
+    def plain(item):
+        if isinstance(item, np.generic | np.ndarray):
+            return item.tolist()
+        raise TypeError(f"it holds {item!r:.80}, a {type(item).__name__}")
+
+    try:
+        return json.dumps(metadata, sort_keys=True, default=plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"What {path} is to say of itself is no JSON ({error}); expected dicts by "
+            "text, lists, text and numbers. Nothing was written."
+        ) from None
 
 
 def metadata(path):
