@@ -407,10 +407,15 @@ def _reading(path):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except _DAMAGE as error:
+        remedy = "Fetch or convert it again."
+        if pathlib.Path(path).suffix == ".keras":
+            remedy = (
+                "A .keras file holds a whole model: keras.models.load_model opens it, "
+                "and keras_fcn.save_checkpoint then writes such weights."
+            )
         raise ValueError(
             f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
-            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py. Fetch or "
-            "convert it again."
+            f"written by keras_fcn.save_checkpoint or tools/convert_caffe.py. {remedy}"
         ) from error
 
 

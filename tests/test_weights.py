@@ -737,6 +737,16 @@ def test_other_files_are_refused(content, tmp_path, path):
     refused(fill(small(), seed=1), path, "is not an HDF5 file")
 
 
+def test_of_a_keras_file_the_error_says_how_it_is_opened(tmp_path):
+    net = fcn("alexnet", 32, 2, width=1 / 32)
+    net.save(tmp_path / "net.keras")
+    with pytest.raises(ValueError, match="not an HDF5 .* keras.models.load_model"):
+        load_checkpoint(tmp_path / "net.keras")
+    opened = keras.models.load_model(tmp_path / "net.keras")
+    save_checkpoint(opened, tmp_path / "net.h5")
+    assert numbers(load_checkpoint(tmp_path / "net.h5")) == numbers(net)
+
+
 def test_files_cut_short_are_refused(path):
     content, model = path.read_bytes(), fill(small(), seed=1)
     hundredths = {len(content) * i // 100 for i in range(100)}
