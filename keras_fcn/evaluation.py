@@ -149,14 +149,22 @@ def num_classes(model):
         model: A net with one output, or with a dict of them.
 
     Raises:
-        ValueError: If it has several outputs without names.
+        ValueError: If it has several outputs without names, or more than 255 classes.
     """
     if isinstance(model.output, list | tuple):
         raise ValueError(
             f"{model.name} has outputs without names; expected one output, or a dict. "
             "Build it as keras.Model(inputs, {head: output})."
         )
-    return {head: x.shape[-1] for head, x in _by_name(model.output).items()}
+    classes = {head: x.shape[-1] for head, x in _by_name(model.output).items()}
+    for head, n in classes.items():
+        if n > VOID:
+            raise ValueError(
+                f"{model.name} has {n} classes{head and f' of {head}'}; expected "
+                f"{VOID} at most, as the label {VOID} is void. Label with "
+                "keras_fcn.segment, and count with metrics.confusion_matrix(void=-1)."
+            )
+    return classes
 
 
 def _inputs(model):

@@ -323,6 +323,26 @@ def test_a_data_set_without_batches_is_refused(empty, model):
         evaluation.evaluate(model, empty)
 
 
+def of_classes(count):
+    """Finds the class of the highest of as many logits, all of them made of red."""
+    image = keras.Input((None, None, 3))
+    x = Preprocess("RGB", [0, 0, 0], name="preprocess")(image)
+    return keras.Model(image, keras.layers.Conv2D(count, 1)(x), name="many")
+
+
+def test_a_net_that_has_a_class_void_is_not_scored():
+    (pictures, _), *_ = batches_of([(1, 4, 4)])
+    net = of_classes(256)
+    labels = segment(net, np.uint8(pictures[0]))
+    with pytest.raises(ValueError, match="many has 256 classes; expected 255 at most"):
+        evaluate(net, [(pictures, labels[None])])
+    two = keras.Model(net.input, {"few": net.output[..., :2], "all": net.output})
+    with pytest.raises(ValueError, match="256 classes of all; expected 255 at most"):
+        evaluate(two, [(pictures, {"few": labels[None], "all": labels[None]})])
+    truth = np.full((1, 4, 4), 254)
+    assert len(evaluate(of_classes(255), [(pictures, truth)])["iou"]) == 255
+
+
 def test_what_are_no_batches_of_pairs_is_refused(model):
     (pictures, labels), *_ = batches_of([(1, 4, 4)])
     for given, words in (
