@@ -123,8 +123,8 @@ def decode_segmentation(logits):
         dict.
 
     Raises:
-        ValueError: If the scores have another number of dimensions, or are NaN
-            somewhere.
+        ValueError: If the scores have another number of dimensions, are of one class,
+            or are NaN somewhere.
     """
     if isinstance(logits, dict):
         return {head: decode_segmentation(scores) for head, scores in logits.items()}
@@ -135,6 +135,12 @@ def decode_segmentation(logits):
         raise ValueError(
             f"The scores have shape {scores.shape}; expected (height, width, classes) "
             "or (batch, height, width, classes), as the model gives them."
+        )
+    if scores.shape[-1] < 2:
+        raise ValueError(
+            f"The scores are of {scores.shape[-1]} class; expected 2 or more, for one "
+            "leaves nothing to decide. Build the net with num_classes=2, or compare "
+            "its logit with a threshold."
         )
     if np.isnan(scores).any():  # argmax would take NaN for the highest
         share = np.isnan(scores).any(axis=-1).mean()

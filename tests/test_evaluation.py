@@ -343,6 +343,15 @@ def test_a_net_that_has_a_class_void_is_not_scored():
     assert len(evaluate(of_classes(255), [(pictures, truth)])["iou"]) == 255
 
 
+@pytest.mark.parametrize("looks", [{}, {"mirror": True}], ids=["one", "two"])
+def test_a_net_of_one_class_labels_no_pixels(looks):
+    (pictures, labels), *_ = batches_of([(1, 4, 4)])
+    with pytest.raises(ValueError, match="one leaves nothing to decide"):
+        segment(of_classes(1), np.uint8(pictures[0]), **looks)
+    with pytest.raises(ValueError, match="one leaves nothing to decide"):
+        evaluate(of_classes(1), [(pictures, 0 * labels)], **looks)
+
+
 def test_what_are_no_batches_of_pairs_is_refused(model):
     (pictures, labels), *_ = batches_of([(1, 4, 4)])
     for given, words in (

@@ -710,6 +710,13 @@ def test_scores_of_another_rank_are_refused(shape):
         decode_segmentation(np.zeros(shape))
 
 
+def test_the_scores_of_one_class_leave_nothing_to_decide():
+    one = np.zeros((4, 5, 1))
+    for scores in (one, one[None], {"sem": np.zeros((4, 5, 2)), "geo": one}):
+        with pytest.raises(ValueError, match="one leaves nothing to decide.*threshold"):
+            decode_segmentation(scores)
+
+
 def test_labels_are_painted_in_the_colours_of_voc():
     expected = {0: (0, 0, 0), 1: (128, 0, 0), 15: (192, 128, 128), 255: (224, 224, 192)}
     painted = colorize(np.array([list(expected)]))
