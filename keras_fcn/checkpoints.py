@@ -1,5 +1,6 @@
 """From `weights=` to a filled net: which checkpoint is meant, and where it lies."""
 
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -45,7 +46,16 @@ def path_of(name):
 
 
 def is_path(name):
-    """Whether a name is that of a file to write, which `path_of` finds again."""
+    """Whether a name is that of a file to write, which `path_of` finds again.
+
+    Raises:
+        ValueError: If it is no name at all.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(
+            f"{name!r} was given for weights; expected text: a checkpoint's name, the "
+            "path of an .h5 file, or hf://owner/repo."
+        )
     return str(name).endswith(weights.SUFFIXES) or len(pathlib.Path(name).parts) > 1
 
 

@@ -13,7 +13,7 @@ from keras import layers, ops
 
 from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
 from keras_fcn.layers import LocalResponseNormalization, Preprocess
-from keras_fcn.weights import check_functional, transplant
+from keras_fcn.weights import check_inputs, transplant
 
 CONVOLUTIONS = (layers.Conv2D, Conv2D)
 MAX_POOLINGS = (layers.MaxPooling2D, MaxPooling2D)
@@ -87,7 +87,7 @@ def shift_and_stitch(model, images, stride):
 
 
 def _check(model, images, stride):
-    check_functional(model)
+    check_inputs(model)
     shapes = [tuple(x.shape) for x in (*model.inputs, *model.outputs)]
     if [len(shape) for shape in shapes] != [4, 4] or shapes[0][1:3] != (None, None):
         raise ValueError(
@@ -164,7 +164,7 @@ def rarefy(model):
         ValueError: If another layer is among them, if one is used twice, or if padding
             depends on the size of the image.
     """
-    check_functional(model)
+    check_inputs(model)
     # Pixels per cell of the net, (down, across), by tensor of the rarefied one.
     strides, seen = {}, set()
 

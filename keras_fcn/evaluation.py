@@ -30,9 +30,9 @@ def segment(model, image, *, mirror=False, scales=(1,)):
             all of one size. For a net from colour and depth an array
             (height, width, 4): RGB 0-255, and millimetres, 0 where they are unknown.
         mirror: Whether to look at the mirror image, too.
-        scales: Factors of the picture's size to look at it at. Where a depth is
-            unknown, other sizes blend that 0 with what is around it: fill such holes
-            first.
+        scales: Factors of the picture's size to look at it at, in a sequence or an
+            array. Where a depth is unknown, other sizes blend that 0 with what is
+            around it: fill such holes first.
 
     Returns:
         (height, width) uint8 labels; for a net of several heads, a dict of them.
@@ -88,14 +88,16 @@ def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
         `images`, their number. For a net of several heads, `{head: such a dict}`.
 
     Raises:
-        ValueError: If there are no batches, if a label is neither a class nor void, if
-            images or labels are not those of the model's inputs and heads, if a number
-            of an image or a score is NaN, or if scores are not as large as the image.
+        ValueError: If there are no batches, if one is no pair, if a label is neither a
+            class nor void, if images or labels are not those of the model's inputs and
+            heads, if a number of an image or a score is NaN, or if scores are not as
+            large as the image.
     """
     inputs, classes = _inputs(model), num_classes(model)
     matrices = {head: np.zeros((n, n), "int64") for head, n in classes.items()}
     images = 0
-    for done, (pictures, labels) in enumerate(_once(batches), start=1):
+    for done, batch in enumerate(_once(batches), start=1):
+        pictures, labels = _pair(batch, done - 1)
         _check_names(_by_name(pictures), inputs, f"The images of batch {done - 1}")
         _check_sizes(pictures, inputs, f"The images of batch {done - 1}")
         _check_finite(pictures, f"The images of batch {done - 1}")
@@ -147,14 +149,22 @@ def num_classes(model):
         model: A net with one output, or with a dict of them.
 
     Raises:
-        ValueError: If it has several outputs without names.
+        ValueError: If it has several outputs without names, or more than 255 classes.
     """
     if isinstance(model.output, list | tuple):
         raise ValueError(
             f"{model.name} has outputs without names; expected one output, or a dict. "
             "Build it as keras.Model(inputs, {head: output})."
         )
-    return {head: x.shape[-1] for head, x in _by_name(model.output).items()}
+    classes = {head: x.shape[-1] for head, x in _by_name(model.output).items()}
+    for head, n in classes.items():
+        if n > VOID:
+            raise ValueError(
+                f"{model.name} has {n} classes{head and f' of {head}'}; expected "
+                f"{VOID} at most, as the label {VOID} is void. Label with "
+                "keras_fcn.segment, and count with metrics.confusion_matrix(void=-1)."
+            )
+    return classes
 
 
 def _inputs(model):
@@ -172,6 +182,32 @@ def _inputs(model):
 
 def _by_name(item):
     return item if isinstance(item, dict) else {"": item}
+
+
+def _pair(batch, number):
+    """The images and the labels of a batch, if it is a pair of them."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"Batch {number} is {_described(batch)}; expected (images, labels). Give a "
+            "list of such tuples, of arrays [(images, labels)]; leave sample weights "
+            f"out, and give pixels that are not to count the label {VOID}."
+        )
+    for array in _by_name(batch[0]).values():
+        if not hasattr(array, "shape"):
+            raise ValueError(
+                f"The images of batch {number} are {_described(array)}; expected an "
+                "array or a tensor. Make one with np.array."
+            )
+    return batch
+
+
+def _described(item):
+    if hasattr(item, "shape"):
+        return f"{item.dtype} of shape {tuple(item.shape)}"
+    if isinstance(item, dict):
+        return f"a dict of {', '.join(map(str, item))}"
+    parts = len(item) if isinstance(item, tuple | list) else None
+    return f"a {type(item).__name__}{'' if parts is None else f' of {parts}'}"
 
 
 def _check_names(given, wanted, where):
@@ -254,9 +290,8 @@ def _warn_of_one_class(matrix, name):
 
 def _labels(model, pictures, mirror, scales):
     """Labels of a batch, (batch, height, width), or a dict of them."""
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales={scales} was given; expected factors above 0.")
-    if not mirror and tuple(scales) == (1,):
+    scales = _factors(scales)
+    if not mirror and scales == [1]:
         return decode_segmentation(_scores(model, pictures))
     each = keras.tree.map_structure  # stream, or head
     pictures = each(keras.ops.convert_to_numpy, pictures)  # Torch steps forwards only
@@ -275,6 +310,22 @@ def _labels(model, pictures, mirror, scales):
                 )
             )
     return decode_segmentation(each(lambda *x: sum(x), *looks))
+
+
+def _factors(scales):
+    """The scales as a list of numbers, checked."""
+    factors = np.asarray(scales)
+    if (
+        factors.ndim != 1
+        or not factors.size
+        or factors.dtype.kind not in "uif"
+        or not all(0 < factor < math.inf for factor in factors)
+    ):
+        raise ValueError(
+            f"scales={scales!r} was given; expected factors above 0, in a sequence "
+            "such as (1, 0.75)."
+        )
+    return factors.tolist()
 
 
 def _scores(model, pictures):
@@ -338,4 +389,10 @@ def _once(batches):
     # a PyDataset need not raise.
     if isinstance(batches, keras.utils.PyDataset):
         return (batches[i] for i in range(len(batches)))
-    return batches
+    try:
+        return iter(batches)
+    except TypeError:
+        raise ValueError(
+            f"The batches are {_described(batches)}; expected an iterable of "
+            "(images, labels), such as a list or a keras.utils.PyDataset."
+        ) from None

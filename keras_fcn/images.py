@@ -123,8 +123,8 @@ def decode_segmentation(logits):
         dict.
 
     Raises:
-        ValueError: If the scores have another number of dimensions, or are NaN
-            somewhere.
+        ValueError: If the scores have another number of dimensions, are of one class,
+            or are NaN somewhere.
     """
     if isinstance(logits, dict):
         return {head: decode_segmentation(scores) for head, scores in logits.items()}
@@ -135,6 +135,12 @@ def decode_segmentation(logits):
         raise ValueError(
             f"The scores have shape {scores.shape}; expected (height, width, classes) "
             "or (batch, height, width, classes), as the model gives them."
+        )
+    if scores.shape[-1] < 2:
+        raise ValueError(
+            f"The scores are of {scores.shape[-1]} class; expected 2 or more, for one "
+            "leaves nothing to decide. Build the net with num_classes=2, or compare "
+            "its logit with a threshold."
         )
     if np.isnan(scores).any():  # argmax would take NaN for the highest
         share = np.isnan(scores).any(axis=-1).mean()
@@ -393,6 +399,11 @@ def _load(image, name):
 
 
 def _to_rgb(image, name):
+    if image.mode == "La":  # which no file has
+        raise ValueError(
+            f"{name} is of mode La, grey that was multiplied by its opacity, which "
+            'Pillow turns into LA alone. Pass image.convert("LA").'
+        )
     if image.mode in ("I", "F"):
         raise ValueError(
             f"`{name}` holds 32-bit pixels (mode {image.mode}), whose range is "
@@ -414,12 +425,41 @@ def _check_array(array):
     if array.dtype == np.uint8 and array.size and array.ndim == 2:
         return np.stack([array] * 3, axis=-1)
     if array.dtype != np.uint8 or not array.size or array.shape[2:] != (3,):
+        found = f"{array.dtype} of shape {array.shape}"
+        if not array.ndim:
+            found = f"a {type(array.item()).__name__}"
         raise ValueError(
-            f"The image is {array.dtype} of shape {array.shape}; expected uint8 RGB, "
-            "0-255, of shape (height, width, 3), or grey without the 3. "
-            "Multiply floats between 0 and 1 by 255 and round them."
+            f"The image is {found}; expected uint8 RGB, 0-255, of shape "
+            f"(height, width, 3), or grey without the 3. {_remedy(array)}"
         )
     return array
+
+
+def _remedy(array):
+    """Says how what is no picture, such as floats or a batch, becomes one."""
+    if not array.size or array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4):
+        return "Pass one picture: a path, a PIL image or such an array."
+    if array.ndim == 4:
+        return "Pass one picture at a time, such as images[0]."
+    channels = array.shape[2:]
+    if channels == (1,):
+        return "Take array[..., 0]."
+    if channels == (4,):
+        return "Take array[..., :3], or Image.fromarray(array) if it is RGBA."
+    if channels not in ((), (3,)):
+        return (
+            "Move channels to the end with np.moveaxis, and take red, green and blue."
+        )
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "b":
+        return 'Take 255 * array.astype("uint8").'
+    if array.dtype.kind == "f" and 0 <= low <= high <= 1:
+        return 'Take np.rint(255 * array).astype("uint8").'
+    if 0 <= low <= high <= 255:
+        return 'Take np.rint(array).astype("uint8").'
+    if array.dtype.kind in "iu" and 0 <= low <= high <= 65535:
+        return 'Of 16 bits take np.rint(array / 257).astype("uint8").'
+    return f"Scale its numbers, {low} to {high}, to 0-255."
 
 
 def _check_labels(labels):

@@ -40,12 +40,14 @@ def save(model, path, *, metadata=None, dtype=None):
     Args:
         model: A `keras.Model` whose layers have names of their own.
         path: The .h5 file to write; if it is a link, the file that it leads to.
-        metadata: What the file says of itself: a dict that JSON can hold.
+        metadata: What the file says of itself: a dict that JSON can hold; numbers and
+            arrays of NumPy's will do.
         dtype: On disk, such as "float16"; that of the weights if None.
 
     Raises:
         ValueError: If `load` would refuse the numbers, if `dtype` is no type of floats,
-            or if two weights bear one name; nothing is written.
+            if two weights bear one name, or if JSON cannot hold the metadata; nothing
+            is written.
         OSError: If the file cannot be written; an earlier one is then untouched.
     """
     if dtype is not None and np.dtype(dtype).kind != "f":
@@ -79,8 +81,10 @@ def save_arrays(arrays, path, *, metadata=None):
         metadata: As in `save`.
 
     Raises:
+        ValueError: If JSON cannot hold the metadata; nothing is written.
         OSError: If the file cannot be written; an earlier one is then untouched.
     """
+    text = None if metadata is None else _json(metadata, path)
     # Through a file of Python's: on a full disk, HDF5's own ends the process.
     with replacing(path) as part, h5py.File(part, "w") as file:
         weights = {}
@@ -96,8 +100,25 @@ def save_arrays(arrays, path, *, metadata=None):
             file[layer].attrs["weight_names"] = names
         file.attrs["backend"] = b"any"
         file.attrs["keras_version"] = b"3"
-        if metadata is not None:
-            file.attrs["keras_fcn"] = json.dumps(metadata, sort_keys=True)
+        if text is not None:
+            file.attrs["keras_fcn"] = text
+
+
+def _json(metadata, path):
+    """Returns metadata as text, NumPy's numbers and arrays as Python's."""
+
+    def plain(item):
+        if isinstance(item, np.generic | np.ndarray):
+            return item.tolist()
+        raise TypeError(f"it holds {item!r:.80}, a {type(item).__name__}")
+
+    try:
+        return json.dumps(metadata, sort_keys=True, default=plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"What {path} is to say of itself is no JSON ({error}); expected dicts by "
+            "text, lists, text and numbers. Nothing was written."
+        ) from None
 
 
 def metadata(path):
@@ -205,15 +226,31 @@ def shapes(model):
 
 
 def check_functional(model):
-    """Checks that a model says what it takes and gives.
+    """Checks that a model says what it takes and gives, by name where it is several.
 
     Raises:
         ValueError: If it is of another kind, such as a Sequential one around a net.
     """
+    check_inputs(model)
+    if not hasattr(model, "output"):  # a Sequential one with an Input has `inputs` only
+        raise ValueError(
+            f"{model.name} is a {type(model).__name__} around layers; expected a "
+            "functional net, keras.Model(inputs, outputs). Pass the net itself, or "
+            "build keras.Model(model.inputs[0], model.outputs[0])."
+        )
+
+
+def check_inputs(model):
+    """Checks that a model, functional or Sequential, says what it takes.
+
+    Raises:
+        ValueError: If it does not, such as a Sequential one without an Input.
+    """
     if not getattr(model, "inputs", None):
         raise ValueError(
-            f"{model.name} is a {type(model).__name__} whose layers do not say what "
-            "they take; expected a functional net, keras.Model(inputs, outputs)."
+            f"{getattr(model, 'name', model)} is a {type(model).__name__} whose layers "
+            "do not say what they take; expected a functional net, "
+            "keras.Model(inputs, outputs)."
         )
 
 
@@ -429,10 +466,16 @@ def _opened(path):
     except _DAMAGE as error:
         if pathlib.Path(path).suffix == ".caffemodel":
             raise ValueError(f"{path}: {_CAFFES}") from error
+        remedy = "Fetch or convert it again."
+        if pathlib.Path(path).suffix == ".keras":
+            remedy = (
+                "A .keras file holds a whole model: keras.models.load_model opens it, "
+                "and keras_fcn.save_checkpoint then writes such weights."
+            )
         raise ValueError(
             f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
             "written by keras_fcn.save_checkpoint or tools/convert_caffe.py, or those "
-            "that they are converted from. Fetch or convert it again."
+            f"that they are converted from. {remedy}"
         ) from error
 
 

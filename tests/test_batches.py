@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from pictures import labels, noise, numbered, write
+from PIL import Image
 
 from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets import folder
@@ -432,6 +433,19 @@ def test_a_pass_in_another_order_is_refused(tmp_path):
         batches[2]
 
 
+def test_a_pass_that_steps_per_epoch_cuts_is_refused_by_that_name(tmp_path):
+    batches = batches_of(numbered(tmp_path, 5), 5)
+    # What `fit(batches, steps_per_epoch=2)` asks for on JAX and PyTorch (Keras 3.15).
+    for asked in ([0], [0, 1], [2, 3]):
+        batches.on_epoch_begin()
+        for index in asked:
+            batches[index]
+        batches.on_epoch_end()
+    batches.on_epoch_begin()
+    with pytest.raises(ValueError, match="Batch 4 .*no `steps_per_epoch`"):
+        batches[4]
+
+
 # Streams, heads, depth
 
 
@@ -512,6 +526,112 @@ def test_depth_moves_with_its_picture_and_is_the_mean_outside():
     assert (image[target == VOID] == [*MEAN_COLOR, 2550]).all()  # exp(7.844)
     with pytest.raises(ValueError, match="a picture of 4 channels"):
         Batches(source, color=(0.1, 0.1, 0.1)).batch(0, 0)
+
+
+# Sources of one's own
+
+COLOR, TRUTH = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sizes"),
+    [
+        (TRUTH[:4, :3], "picture 8 x 6, labels 4 x 3"),
+        (TRUTH.T, "picture 8 x 6, labels 6 x 8"),
+        (
+            {"sem": TRUTH, "geo": TRUTH[1:]},
+            "picture 8 x 6, labels sem 8 x 6, labels geo",
+        ),
+    ],
+    ids=["half", "turned", "one head"],
+)
+def test_a_picture_is_not_paired_with_labels_of_another_size(labels, sizes):
+    source = Invented((COLOR, TRUTH), (COLOR, labels))
+    for arguments in ({}, {"crop": (4, 4)}):
+        with pytest.raises(ValueError, match=rf"source\[1\] has sizes .*{sizes}"):
+            Batches(source, shuffle=False, **arguments).batch(0, 1)
+
+
+def test_streams_are_of_one_size():
+    streams = {"color": COLOR, "hha": COLOR[:4]}
+    with pytest.raises(ValueError, match="picture color 8 x 6, picture hha 4 x 6"):
+        Batches(Invented((streams, TRUTH))).batch(0, 0)
+
+
+def test_what_is_pasted_is_checked_too():
+    class Smaller(Invented):
+        asked = 0
+
+        def __getitem__(self, index):
+            self.asked += 1
+            return COLOR, TRUTH if self.asked == 1 else TRUTH[:4]
+
+    batches = Batches(Smaller(0), crop=(8, 6), cutmix=1.0)
+    with pytest.raises(ValueError, match="labels 4 x 6"):
+        batches.batch(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (TRUTH / 255, r"float64 of shape \(8, 6\).*astype"),
+        (np.full((8, 6), np.nan, "float32"), r"float32 of shape \(8, 6\).*astype"),
+        (TRUTH[..., None], r"uint8 of shape \(8, 6, 1\).*\[\.\.\., 0\]"),
+        (np.eye(3, dtype="uint8")[TRUTH], r"shape \(8, 6, 3\).*argmax"),
+        (TRUTH[0], r"uint8 of shape \(6,\)"),
+        (TRUTH[:0], r"uint8 of shape \(0, 6\)"),
+        (TRUTH.tolist(), "a list of 8.*np.array"),
+        (Image.fromarray(TRUTH), "a Image.*np.array"),
+        (None, "a NoneType"),
+        ({"sem": TRUTH, "geo": TRUTH / 2}, "geo: the labels are float64"),
+    ],
+)
+def test_labels_of_another_kind_are_refused_with_what_to_do(labels, message):
+    batches = Batches(Invented((COLOR, TRUTH), (COLOR, labels)), shuffle=False)
+    with pytest.raises(ValueError, match=rf"(?s)source\[1\].*{message}"):
+        batches.batch(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (COLOR[..., 0], r"uint8 of shape \(8, 6\).*read_image"),
+        (COLOR[..., :1], r"uint8 of shape \(8, 6, 1\)"),
+        (np.zeros((8, 6, 4), "uint8"), r"uint8 of shape \(8, 6, 4\)"),
+        (np.zeros((8, 6, 5), "float32"), r"float32 of shape \(8, 6, 5\)"),
+        (np.int64(COLOR), r"int64 of shape.*astype\(.float32"),
+        (np.float16(COLOR), r"float16 of shape.*astype\(.float32"),
+        (COLOR[:0], r"shape \(0, 6, 3\)"),
+        (COLOR.tolist(), "a list of 8.*read_image"),
+        (Image.fromarray(COLOR), "a Image.*read_image"),
+        ("picture.png", "a str.*read_image"),
+        ({"color": COLOR, "hha": None}, "hha: the picture is a NoneType"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused_with_what_to_do(picture, message):
+    batches = Batches(Invented((picture, TRUTH)))
+    with pytest.raises(ValueError, match=rf"(?s)source\[0\].*{message}"):
+        batches.batch(0, 0)
+
+
+@pytest.mark.parametrize(
+    "item", [COLOR, (COLOR,), (COLOR, TRUTH, TRUTH), {"image": COLOR, "label": TRUTH}]
+)
+def test_an_item_of_a_source_is_a_pair(item):
+    with pytest.raises(
+        ValueError, match=r"source\[0\] is .*expected \(picture, labels\)"
+    ):
+        Batches(Invented(item)).batch(0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "int64", ">i4"])
+@pytest.mark.parametrize("color", ["uint8", "float32", "float64"])
+def test_labels_may_be_integers_of_any_type_and_pictures_floats(dtype, color):
+    truth = np.arange(48).reshape(8, 6) % 2
+    source = Invented((COLOR.astype(color) + 7, truth.astype(dtype)))
+    [image], [target] = Batches(source, crop=(8, 6)).batch(0, 0)
+    np.testing.assert_array_equal(target, truth)
+    assert (image == 7).all()
 
 
 # Whole pictures

@@ -323,6 +323,69 @@ def test_a_data_set_without_batches_is_refused(empty, model):
         evaluation.evaluate(model, empty)
 
 
+def of_classes(count):
+    """Finds the class of the highest of as many logits, all of them made of red."""
+    image = keras.Input((None, None, 3))
+    x = Preprocess("RGB", [0, 0, 0], name="preprocess")(image)
+    return keras.Model(image, keras.layers.Conv2D(count, 1)(x), name="many")
+
+
+def test_a_net_that_has_a_class_void_is_not_scored():
+    (pictures, _), *_ = batches_of([(1, 4, 4)])
+    net = of_classes(256)
+    labels = segment(net, np.uint8(pictures[0]))
+    with pytest.raises(ValueError, match="many has 256 classes; expected 255 at most"):
+        evaluate(net, [(pictures, labels[None])])
+    two = keras.Model(net.input, {"few": net.output[..., :2], "all": net.output})
+    with pytest.raises(ValueError, match="256 classes of all; expected 255 at most"):
+        evaluate(two, [(pictures, {"few": labels[None], "all": labels[None]})])
+    truth = np.full((1, 4, 4), 254)
+    assert len(evaluate(of_classes(255), [(pictures, truth)])["iou"]) == 255
+
+
+@pytest.mark.parametrize("looks", [{}, {"mirror": True}], ids=["one", "two"])
+def test_a_net_of_one_class_labels_no_pixels(looks):
+    (pictures, labels), *_ = batches_of([(1, 4, 4)])
+    with pytest.raises(ValueError, match="one leaves nothing to decide"):
+        segment(of_classes(1), np.uint8(pictures[0]), **looks)
+    with pytest.raises(ValueError, match="one leaves nothing to decide"):
+        evaluate(of_classes(1), [(pictures, 0 * labels)], **looks)
+
+
+def test_what_are_no_batches_of_pairs_is_refused(model):
+    (pictures, labels), *_ = batches_of([(1, 4, 4)])
+    for given, words in (
+        ([(pictures, labels, labels)], "Batch 0 is a tuple of 3; .* weights out"),
+        (
+            (pictures, labels),
+            r"Batch 0 is float32 of shape \(1, 4, 4, 3\); .*\[\(images",
+        ),
+        ([{"image": pictures, "label": labels}], "Batch 0 is a dict of image, label"),
+        ({"image": pictures, "label": labels}, "Batch 0 is a str; expected"),
+        ([(pictures, labels), None], "Batch 1 is a NoneType; expected"),
+        (
+            [(pictures.tolist(), labels)],
+            "images of batch 0 are a list of 1; .*np.array",
+        ),
+        (None, "The batches are a NoneType; expected an iterable"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate(model, given)
+    assert evaluate(model, [[pictures, labels.tolist()]])["images"] == 1
+
+
+def test_a_sequential_model_around_a_net_is_refused(model):
+    around = keras.Sequential([keras.Input((None, None, 3)), model], name="around")
+    with pytest.raises(ValueError, match="around is a Sequential .*a functional net"):
+        segment(around, picture(4, 4))
+    with pytest.raises(ValueError, match="around is a Sequential .*a functional net"):
+        evaluate(around, batches_of(SIZES))
+    inside = keras.Model(around.inputs[0], around.outputs[0])
+    assert evaluate(inside, batches_of(SIZES)) == evaluate(model, batches_of(SIZES))
+    with pytest.raises(ValueError, match="voc is a str .*a functional net"):
+        segment("voc", picture(4, 4))
+
+
 def by_hand(truth, prediction):
     matrix = np.zeros((3, 3), int)
     for i, j in zip(truth.ravel(), prediction.ravel(), strict=True):
@@ -576,9 +639,19 @@ def _probabilities(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def test_scales_may_be_an_array():
+    net = random_net()
+    for scales in ((1,), (1, 0.5)):
+        expected = segment(net, picture(20, 24), scales=scales)
+        for array in (np.array(scales), list(scales), np.float32(scales)):
+            found = segment(net, picture(20, 24), scales=array)
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_scales_that_are_none_are_refused():
     picture = np.zeros((9, 9, 3), np.uint8)
-    for scales in ((), (0,), (1, -1), (np.nan,), (np.inf,)):
+    numbers = (2, 0.5, np.float32(1), None, "1", ("1",), [(1, 2)], np.ones((1, 1)))
+    for scales in ((), (0,), (1, -1), (np.nan,), (np.inf,), np.array([]), *numbers):
         with pytest.raises(ValueError, match="expected factors above 0"):
             segment(random_net(), picture, scales=scales)
 

@@ -383,24 +383,57 @@ def test_grey_arrays_get_three_channels():
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("array", "words"),
     [
-        np.zeros((4, 5, 3)),
-        np.zeros((4, 5, 3), np.float32),
-        np.zeros((4, 5, 3), np.int64),
-        np.zeros((4, 5), bool),
-        noise(4, 5, 4),
-        noise(4, 5, 1),
-        noise(2, 4, 5, 3),
-        noise(4),
-        noise(0, 5, 3),
-        [[0, 1]],
-        b"bytes",
+        (np.zeros((4, 5, 3)), r"float64 of shape \(4, 5, 3\).*rint\(255 \* array"),
+        (np.ones((4, 5, 3), np.float32), r"float32.*rint\(255 \* array"),
+        (noise(4, 5, 3).astype("float32"), r"float32.*Take np.rint\(array\)"),
+        (noise(4, 5, 3).astype("int64"), r"int64.*Take np.rint\(array\)"),
+        (noise(4, 5).astype("uint16") * 257, r"uint16.*np.rint\(array / 257\)"),
+        (np.full((4, 5), 70000), "Scale its numbers, 70000 to 70000, to 0-255"),
+        (np.float32([[-1, 1]]), "Scale its numbers, -1.0 to 1.0, to 0-255"),
+        (np.full((4, 5, 3), np.nan), "Scale its numbers, nan to nan"),
+        (np.zeros((4, 5), bool), r"bool.*Take 255 \* array"),
+        (noise(4, 5, 4), r"\(4, 5, 4\).*Take array\[..., :3\]"),
+        (noise(4, 5, 1), r"\(4, 5, 1\).*Take array\[..., 0\]"),
+        (noise(3, 4, 5), r"\(3, 4, 5\).*np.moveaxis"),
+        (noise(2, 4, 5, 3), r"\(2, 4, 5, 3\).*one picture at a time.*images\[0\]"),
+        (noise(4), "Pass one picture"),
+        (noise(0, 5, 3), "Pass one picture"),
+        ([], "Pass one picture"),
+        (["a.png", "b.png"], "Pass one picture"),
+        (None, "a NoneType.*Pass one picture"),
+        (7, "a int.*Pass one picture"),
+        (b"bytes", "a bytes.*Pass one picture"),
     ],
 )
-def test_other_arrays_are_refused_with_what_is_expected(array):
-    with pytest.raises(ValueError, match="expected uint8 RGB.*Multiply floats"):
+def test_other_arrays_are_refused_with_what_is_expected_and_what_to_do(array, words):
+    with pytest.raises(ValueError, match=f"The image is .*{words}"):
         read_image(array)
+
+
+@pytest.mark.parametrize(
+    ("array", "advised"),
+    [
+        (noise(4, 5, 3) / 255, lambda array: np.rint(255 * array).astype("uint8")),
+        (noise(4, 5, 3).astype("int64"), lambda array: np.rint(array).astype("uint8")),
+        (
+            noise(4, 5, 3).astype("uint16") * 257,
+            lambda array: np.rint(array / 257).astype("uint8"),
+        ),
+    ],
+)
+def test_what_is_advised_gives_the_picture(array, advised):
+    np.testing.assert_array_equal(read_image(advised(array)), noise(4, 5, 3))
+
+
+def test_grey_multiplied_by_its_opacity_is_not_called_damaged():
+    image = with_mode("LA", (200, 255), (0, 255)).convert("La")
+    with pytest.raises(ValueError, match=r'mode La.*Pass image.convert\("LA"\)'):
+        read_image(image)
+    np.testing.assert_array_equal(
+        read_image(image.convert("LA"))[0], [[200] * 3, [0] * 3]
+    )
 
 
 # Reading and saving labels
@@ -675,6 +708,13 @@ def test_infinite_scores_are_labels_all_the_same():
 def test_scores_of_another_rank_are_refused(shape):
     with pytest.raises(ValueError, match=r"height, width, classes"):
         decode_segmentation(np.zeros(shape))
+
+
+def test_the_scores_of_one_class_leave_nothing_to_decide():
+    one = np.zeros((4, 5, 1))
+    for scores in (one, one[None], {"sem": np.zeros((4, 5, 2)), "geo": one}):
+        with pytest.raises(ValueError, match="one leaves nothing to decide.*threshold"):
+            decode_segmentation(scores)
 
 
 def test_labels_are_painted_in_the_colours_of_voc():

@@ -68,6 +68,27 @@ def test_the_published_net_is_fetched_ported_and_computes_what_real_caffe_did(ho
         assert max(golden.compare(case, found).values()) < 1e-5
 
 
+@pytest.mark.parametrize("name", [None, 123, b"x.h5", ["a.h5"], keras.Model])
+def test_what_is_no_name_is_refused(name):
+    words = "was given for weights; expected text: a checkpoint's name, the path"
+    with pytest.raises(ValueError, match=words):
+        keras_fcn.load_checkpoint(name)
+    if name is not None:
+        with pytest.raises(ValueError, match=words):
+            keras_fcn.load_checkpoint("googlenet-8s-camvid", weights=name)
+        with pytest.raises(ValueError, match=words):
+            keras_fcn.FCN8s(weights=name, width=SMALL)
+
+
+def test_a_path_may_be_text_or_a_path(tmp_path):
+    path = tmp_path / "own.h5"
+    keras_fcn.save_checkpoint(keras_fcn.fcn("alexnet", 32, 2, width=SMALL), path)
+    for given in (path, str(path)):
+        assert keras_fcn.load_checkpoint(given).output.shape[-1] == 2
+        net = keras_fcn.fcn("alexnet", 32, 2, weights=given, width=SMALL)
+        assert net.output.shape[-1] == 2
+
+
 @pytest.mark.parametrize("first", ["bilinear", "learned"])
 def test_one_file_serves_fixed_and_learned_upsampling(first, host):
     host.serve("vgg16-8s-voc", original("vgg16-8s-voc"), width=SMALL)

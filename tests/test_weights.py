@@ -1,5 +1,6 @@
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -262,6 +263,52 @@ def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path, model):
 def test_what_a_file_says_of_itself_comes_back(facts, tmp_path, model):
     weights.save(model, tmp_path / "net.h5", metadata=facts)
     assert weights.metadata(tmp_path / "net.h5") == facts
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path, model):
+    given = {
+        "mean_iou": np.float32(0.5),
+        "images": np.int64(7),
+        "whole": np.bool_(True),
+        "palette": np.uint8([[1, 2, 3]]),
+        "deep": [{"iou": (np.float64(0.25),)}],
+    }
+    weights.save(model, tmp_path / "a.h5", metadata=given)
+    assert weights.metadata(tmp_path / "a.h5") == {
+        "mean_iou": 0.5,
+        "images": 7,
+        "whole": True,
+        "palette": [[1, 2, 3]],
+        "deep": [{"iou": [0.25]}],
+    }
+
+
+def endless():
+    facts = {}
+    facts["facts"] = facts
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"measured": {1, 2}}, r"holds \{1, 2\}, a set"),
+        ({"trained_on": pathlib.Path("sbd")}, r"Path\('sbd'\), a P"),
+        ({"a": np.complex64(1)}, "a complex"),
+        ({(1, 2): 3}, "keys must be"),
+        ({"a": 1, 2: 3}, "not supported between"),
+        (endless(), "Circular"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(
+    facts, words, tmp_path, model, monkeypatch
+):
+    path = tmp_path / "a.h5"
+    path.write_text("an earlier file")
+    monkeypatch.setattr(weights, "replacing", None)  # opens the file
+    with pytest.raises(ValueError, match=rf"a\.h5 is .*{words}.*; expected dicts"):
+        weights.save(model, path, metadata=facts)
+    assert path.read_text() == "an earlier file"
 
 
 def test_a_file_that_says_nothing_of_itself_has_no_metadata(path):
@@ -688,6 +735,16 @@ def test_bytes_that_hdf5_would_not_write_are_refused(before, after, match, path)
 def test_other_files_are_refused(content, tmp_path, path):
     path.write_bytes(content)
     refused(fill(small(), seed=1), path, "is not an HDF5 file")
+
+
+def test_of_a_keras_file_the_error_says_how_it_is_opened(tmp_path):
+    net = fcn("alexnet", 32, 2, width=1 / 32)
+    net.save(tmp_path / "net.keras")
+    with pytest.raises(ValueError, match="not an HDF5 .* keras.models.load_model"):
+        load_checkpoint(tmp_path / "net.keras")
+    opened = keras.models.load_model(tmp_path / "net.keras")
+    save_checkpoint(opened, tmp_path / "net.h5")
+    assert numbers(load_checkpoint(tmp_path / "net.h5")) == numbers(net)
 
 
 def test_files_cut_short_are_refused(path):

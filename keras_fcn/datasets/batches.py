@@ -4,7 +4,12 @@ A *source* is a sequence: `source[i]` is a picture and its labels, `source.label
 the labels alone, `source.ids[i]` a name, `source.label_sets` what the labels mean, by
 head. `folder.Folder` and `catalog.load` make them. A picture is (height, width, 3)
 uint8, RGB; (height, width, 4) float32, RGB and depth in millimetres; or a dict of
-such by stream. Labels are (height, width) uint8, 255 for void, or a dict by head.
+such by stream. Labels are (height, width) uint8, 255 for void, or a dict by head; other
+integers and bool will do. All of an item are of one height and width.
+
+`Batches` checks each item, but not that its labels are classes, for it does not know
+how many there are: `Folder` does, and `training.WeightedCrossentropy` is NaN, or an
+error, where a label is none.
 """
 
 import math
@@ -361,16 +366,18 @@ class Batches(keras.utils.PyDataset):
         """Counts a batch of the pass, and makes sure that Keras keeps to the order."""
         if index not in (0, self._previous + 1):
             raise ValueError(
-                f"Batch {index} was asked for after batch {self._previous}. Pass "
-                "`shuffle=False` to `fit`: the order is drawn here, anew every epoch. "
-                "To look at a batch meanwhile, call `batch(epoch, index)`."
+                f"Batch {index} was asked for after batch {self._previous}; expected "
+                f"batch 0 or {self._previous + 1}. Pass `shuffle=False` to `fit`, for "
+                "the order is drawn here, anew every epoch, and no `steps_per_epoch`, "
+                "for an epoch has all batches. To look at a batch meanwhile, call "
+                "`batch(epoch, index)`."
             )
         self._asked, self._previous = self._asked + 1, index
 
     def _read(self, index):
         if index in self._decoded:
             return self._decoded[index]
-        read = self.source[index]
+        read = _checked(self.source[index], f"source[{index}]")
         size = sum(array.nbytes for array in tree.flatten(read))
         with self._lock:
             if index not in self._decoded and size <= self._room:
@@ -385,6 +392,88 @@ def _check_ranges(**values):
         if not least <= value <= most:
             limit = "or more" if most == math.inf else f"to {most}"
             raise ValueError(f"`{name}` is {value}; expected {least} {limit}.")
+
+
+def _checked(item, place):
+    """Returns an item of a source if it is a picture and its labels."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise ValueError(
+            f"{place} is {_described(item)}; expected (picture, labels). Return a "
+            "tuple of the two."
+        )
+    pictures, labels = map(_by_name, item)
+    for name, picture in pictures.items():
+        _check_picture(picture, f"{place}{name and f', {name}'}")
+    for name, each in labels.items():
+        _check_labels(each, f"{place}{name and f', {name}'}")
+    sizes = {array.shape[:2] for array in (*pictures.values(), *labels.values())}
+    if len(sizes) > 1:
+        found = ", ".join(
+            f"{kind}{name and f' {name}'} {array.shape[0]} x {array.shape[1]}"
+            for kind, arrays in (("picture", pictures), ("labels", labels))
+            for name, array in arrays.items()
+        )
+        raise ValueError(
+            f"{place} has sizes that differ (height x width): {found}; expected one. "
+            "Resize labels with Image.Resampling.NEAREST, or read both at one size."
+        )
+    return item
+
+
+def _check_picture(picture, place):
+    is_picture = (
+        isinstance(picture, np.ndarray)
+        and picture.size
+        and picture.ndim == 3
+        and (
+            (picture.dtype == np.uint8 and picture.shape[-1] == 3)
+            or (picture.dtype in (np.float32, np.float64) and picture.shape[-1] <= 4)
+        )
+    )
+    if not is_picture:
+        raise ValueError(
+            f"{place}: the picture is {_described(picture)}; expected a NumPy array, "
+            "(height, width, 3) uint8, or (height, width, 1 to 4) float32. Make one "
+            "with keras_fcn.images.read_image of a path, a PIL image or grey, with "
+            'astype("float32") of other numbers.'
+        )
+
+
+def _check_labels(labels, place):
+    is_labels = (
+        isinstance(labels, np.ndarray)
+        and labels.size
+        and labels.ndim == 2
+        and labels.dtype.kind in "uib"
+    )
+    if not is_labels:
+        raise ValueError(
+            f"{place}: the labels are {_described(labels)}; expected a NumPy array, "
+            f"(height, width), of integers, {VOID} for void. {_remedy(labels)}"
+        )
+
+
+def _remedy(labels):
+    """Says how labels of another kind become labels."""
+    if not isinstance(labels, np.ndarray) or not labels.size:
+        return "Make one with np.array, or with keras_fcn.images.read_labels of a path."
+    if labels.ndim == 2:
+        return 'Number the classes from 0, and pass labels.astype("uint8").'
+    if labels.shape[2:] == (1,):
+        return "Take labels[..., 0]."
+    return "Of one-hot labels take argmax(-1); give each colour an index."
+
+
+def _described(item):
+    """Says what something is: the type and the shape of an array, else the class."""
+    if isinstance(item, np.ndarray):
+        return f"{item.dtype} of shape {item.shape}"
+    parts = len(item) if isinstance(item, tuple | list) else None
+    return f"a {type(item).__name__}{'' if parts is None else f' of {parts}'}"
+
+
+def _by_name(item):
+    return item if isinstance(item, dict) else {"": item}
 
 
 def cut(pictures, labels, scaled, corner, size):
