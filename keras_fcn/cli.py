@@ -295,6 +295,8 @@ def _predict(options):
     entry = models.checkpoint_entry(checkpoint)
     cli_data.check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry)
+    classes = manifest.num_classes(entry)
+    _check_beside(jobs, list(classes) if isinstance(classes, dict) else [""])
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(checkpoint)
     unread = []
@@ -317,14 +319,34 @@ def _predict(options):
         raise ValueError("\n".join(unread))
 
 
+def _check_beside(jobs, heads):
+    """Raises `ValueError` if a file that lies beside the pictures is to be replaced."""
+    folders = {source.resolve().parent for source, _ in jobs}
+    for source, target in jobs:
+        for path in (path for head in heads for path in _written(target, head)):
+            if path.exists() and path.resolve().parent in folders:
+                raise ValueError(
+                    f"{path} exists, where pictures lie, and what {source} shows would "
+                    "replace it; expected no such file there. Name another --output, "
+                    "or move it away."
+                )
+
+
+def _written(target, head):
+    """Names the files of labels, colours and overlay that a picture becomes."""
+    stem = f"{target.name}-{head}" if head else target.name
+    kinds = ("labels", "color", "overlay")
+    return [target.with_name(f"{stem}-{kind}.png") for kind in kinds]
+
+
 def _write_pictures(target, head, picture, found, known):
     target.parent.mkdir(parents=True, exist_ok=True)
-    stem = f"{target.name}-{head}" if head else target.name
+    in_labels, in_color, over = _written(target, head)
     color = images.colorize(found, known.palette)
     overlay = images.illustrate(picture, found, known.names, known.palette)
-    images.save_labels(target.with_name(f"{stem}-labels.png"), found, known.palette)
-    images.save_image(target.with_name(f"{stem}-color.png"), color)
-    images.save_image(target.with_name(f"{stem}-overlay.png"), overlay)
+    images.save_labels(in_labels, found, known.palette)
+    images.save_image(in_color, color)
+    images.save_image(over, overlay)
 
 
 def _shares(found, names):
@@ -342,6 +364,11 @@ def _jobs(inputs, output):
     """Lists (image file, output path without suffix), each of them once."""
     from keras_fcn.datasets.folder import IMAGE_SUFFIXES
 
+    if "" in inputs:
+        raise ValueError(
+            "An input is empty; expected image files, and folders of them. Was a shell "
+            "variable not set?"
+        )
     jobs = []
     for item in map(pathlib.Path, inputs):
         if item.is_dir():

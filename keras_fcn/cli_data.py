@@ -338,6 +338,10 @@ def check_folder(path):
     Args:
         path: Of the folder.
     """
+    if not path:
+        raise ValueError(
+            "--output is empty; expected a folder. Was a shell variable not set?"
+        )
     path = pathlib.Path(path)
     first = next(place for place in (path, *path.parents) if place.exists())
     if not first.is_dir():

@@ -361,6 +361,22 @@ def test_a_second_prediction_leaves_out_what_the_first_one_wrote(street, checkpo
     assert "LOUD-labels.png" in written[0]
 
 
+def test_a_prediction_replaces_nothing_that_lies_beside_its_pictures(
+    street, checkpoint, capsys, monkeypatch
+):
+    monkeypatch.chdir(street[0])
+    own, drawn = pathlib.Path("0-labels.png"), pathlib.Path("1-color.png")
+    for path in (own, drawn):
+        path.write_bytes(b"by hand")
+    for inputs, path in (("0.png", own), ("1.png", drawn)):
+        asked = ["predict", inputs, "--checkpoint", checkpoint, "--output", "."]
+        assert main(asked) == 2
+        assert f"error: {path} exists, where pictures lie" in capsys.readouterr().err
+        assert path.read_bytes() == b"by hand"
+    assert main([*asked[:1], "2.png", *asked[2:]]) == 0
+    assert pathlib.Path("2-labels.png").exists()
+
+
 def test_check_data_says_what_looks_wrong(capsys, street):
     assert main(["check-data", *street]) == 1
     out = capsys.readouterr().out
@@ -401,6 +417,9 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["train", "camvid", "--output", "o", "--relabel", "11=255"], "--relabel"),
         (["evaluate", "camvid", "--data-dir", "none"], "keras-fcn prepare camvid"),
         (["predict", "{images}", "--output", "{net}"], "is a file; expected a folder"),
+        (["predict", "{images}", "--output", ""], "--output is empty; expected"),
+        (["predict", ""], "An input is empty; expected image files"),
+        (["train", "{images}", "{masks}", "--output", ""], "--output is empty"),
         (["train", "camvid", "--output", "{net}"], "is a file; expected a folder"),
         (["evaluate", "camvid", "--json", "{images}"], "images cannot be written"),
         (["evaluate", "camvid", "--json", "no/where.json"], "no/where.json cannot be"),
