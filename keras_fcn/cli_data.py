@@ -490,14 +490,41 @@ def _check_resume(state, resume):
 
 @warnings_in_a_sentence()  # in processes that `main` has not begun, too
 def _train(options):
-    from keras_fcn.datasets.batches import Batches
-
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(options.precision)
-    output = pathlib.Path(options.output)
     recipe = _recipe(options.recipe)
     _fill_in(options, recipe)
     devices.share(options.batch_size)
+    first = devices.is_first()  # of the processes of this training
+    with _alone(options.output) if first else contextlib.nullcontext():
+        _train_alone(options, recipe)
+
+
+@contextlib.contextmanager
+def _alone(output):
+    """Makes the output folder, and refuses what another training writes to."""
+    output = pathlib.Path(output)
+    made = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    lock = output / ".lock"
+    refusal = (
+        f"Another keras-fcn train writes to {output}; expected a folder that none "
+        "does. Wait for it, or name another --output."
+    )
+    with files.claimed(lock, refusal):
+        try:
+            yield
+        finally:
+            if made and list(output.iterdir()) == [lock]:  # nothing came of it
+                with contextlib.suppress(OSError):  # Windows keeps what is open
+                    lock.unlink()
+                    output.rmdir()
+
+
+def _train_alone(options, recipe):
+    from keras_fcn.datasets.batches import Batches
+
+    output = pathlib.Path(options.output)
     known = _label_sets(options)
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None

@@ -294,3 +294,27 @@ def test_a_training_that_begins_anew_forgets_what_was_typed_and_one_resumed_does
         cli_data._note_command(path, typed, resume)
     assert path.read_text().splitlines()[1::2] == ["second", "third"]
     assert all(line.startswith("# 20") for line in path.read_text().splitlines()[::2])
+
+
+def test_two_trainings_at_once_do_not_share_an_output(
+    data, monkeypatch, capsys, tmp_path
+):
+    pytest.importorskip("fcntl")
+    arguments, begun = ["train", *map(str, data)], []
+
+    def source_of(*_, **__):
+        begun.append(len(begun))
+        if begun == [0]:
+            assert main(arguments) == 2  # while this one runs
+        raise ValueError("The data are read.")
+
+    monkeypatch.setattr(cli_data, "source_of", source_of)
+    for _ in range(2):
+        assert main(arguments) == 2
+    assert begun == [0, 1]
+    assert [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        f"Another keras-fcn train writes to {tmp_path / 'run'}; expected a folder that "
+        "none does. Wait for it, or name another --output.",
+        *["The data are read."] * 2,
+    ]
+    assert not (tmp_path / "run").exists()
