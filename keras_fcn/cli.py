@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import pathlib
 import shlex
 import sys
@@ -29,6 +30,13 @@ from keras_fcn.evaluation import segment
 from keras_fcn.progress import busy, track
 
 DEMO_CHECKPOINT = "googlenet-4s-camvid"
+UNCUT = 10_000  # columns: a terminal wraps longer lines than its own, and cuts none
+CLOSED_PIPE = 128 + 13  # the exit status that a shell gives to SIGPIPE
+
+
+class _Console(Console):
+    def on_broken_pipe(self):
+        raise  # to `main`: rich would end the process, with status 1
 
 
 def main(arguments=None):
@@ -46,14 +54,26 @@ def main(arguments=None):
     parsed.typed = shlex.join(["keras-fcn", *arguments])
     try:
         with cli_data.warnings_in_a_sentence():
-            return parsed.run(parsed) or 0
+            status = parsed.run(parsed) or 0
+            print(end="", flush=True)
+            return status
     except KeyboardInterrupt:
         print("keras-fcn: stopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _let_go()
+        return CLOSED_PIPE
     except (OSError, ValueError) as error:
         message = str(error)
     print(f"keras-fcn: error: {message}", file=sys.stderr)
     return 2
+
+
+def _let_go():
+    """Drops what is and will be printed, as nobody reads it (Python's docs, signal)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parser():
@@ -212,7 +232,11 @@ def _list(options):
             f"{score['mean_iou']:.1f}" if score else "",
             f"{score['split']} ({kind})" if score else "",
         )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _print(table)
+
+
+def _print(table):
+    _Console(width=UNCUT).print(table)
 
 
 def _classes_text(classes):
@@ -240,8 +264,7 @@ def _show(options):
             *(f"{size:g}" for size in sizes),
             *(f"{count:,}" if count else "" for count in counts),
         )
-    console = Console(width=140 if not sys.stdout.isatty() else None)
-    console.print(table)
+    _print(table)
     totals = summary.totals(rows)
     print(f"""
 {model.name} at {options.size[0]} x {options.size[1]} pixels
@@ -299,24 +322,53 @@ def _predict(options):
     _check_beside(jobs, list(classes) if isinstance(classes, dict) else [""])
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(checkpoint)
-    unread = []
+    looks = {"mirror": options.mirror, "scales": options.scales}
+    skipped, read = [], True
     for source, target in track(jobs, "Segmenting"):
         try:
-            picture = images.read_image(source)
-        except (OSError, ValueError) as error:
-            unread.append(str(error))  # said at the end, after all that can be done
-            continue
-        result = segment(model, picture, mirror=options.mirror, scales=options.scales)
-        for head, found in (
-            result if isinstance(result, dict) else {"": result}
-        ).items():
-            known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
-            _write_pictures(target, head, picture, found, known)
-            print(f"{source}: {_shares(found, known.names)}")
-    if len(unread) < len(jobs):
-        print(f"Wrote labels, colours and overlays to {options.output}")
-    if unread:
-        raise ValueError("\n".join(unread))
+            lines = _segment_file(source, target, model, sets, looks)
+        except _SkippedError as error:
+            skipped.append(str(error))  # said at the end, after all that can be done
+        else:
+            read = _say(lines) and read
+    if len(skipped) < len(jobs):
+        read = _say(f"Wrote labels, colours and overlays to {options.output}") and read
+    if skipped:
+        raise ValueError("\n".join(skipped))
+    return 0 if read else CLOSED_PIPE
+
+
+def _say(text):
+    """Prints at once, and returns whether there is somebody to read it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _let_go()
+        return False
+    return True
+
+
+class _SkippedError(Exception):
+    """A picture is left out: why, in a sentence."""
+
+
+def _segment_file(source, target, model, sets, looks):
+    """Writes what a net finds in a picture; returns a line on each of its heads.
+
+    Raises:
+        _SkippedError: If the picture cannot be read.
+    """
+    try:
+        picture = images.read_image(source)
+    except (OSError, ValueError) as error:
+        raise _SkippedError(str(error)) from error
+    result = segment(model, picture, **looks)
+    lines = []
+    for head, found in (result if isinstance(result, dict) else {"": result}).items():
+        known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
+        _write_pictures(target, head, picture, found, known)
+        lines.append(f"{source}: {_shares(found, known.names)}")
+    return "\n".join(lines)
 
 
 def _check_beside(jobs, heads):
@@ -426,7 +478,7 @@ def _convert(options):
     for row in rows:
         theirs, ours = porting.shown(row.blobs), porting.shown(row.weights)
         table.add_row(Text(row.source), theirs, row.layer, ours, row.action)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print(table)
     entry["parameters"] = model.count_params()
     entry["file"] = {"name": output.name, **files.measure(output)}
     if foreign:

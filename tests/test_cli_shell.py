@@ -57,3 +57,37 @@ def test_what_predict_prints_goes_to_the_file_and_not_to_the_terminal(
     assert lines[3].startswith("Wrote labels")
     assert "Segmenting" in shown
     assert "pictures/0.png" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "vgg16-8s"], ["list"]], ids=lambda arguments: arguments[0]
+)
+def test_no_column_is_cut_where_the_terminal_is_narrow(tmp_path, arguments):
+    status, shown = on_a_terminal(arguments, tmp_path, columns=80)
+    assert status == 0
+    assert "…" not in shown
+    for name in {"show": ["upscore_pool4", "multiply-adds"], "list": ["measured"]}[
+        arguments[0]
+    ]:
+        assert name in shown
+
+
+def unread(arguments, folder):
+    """Runs the command with nobody at the other end of its pipe."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments], cwd=folder, stdout=-1, stderr=-1
+    ) as process:
+        process.stdout.close()
+        return process.stderr.read().decode(), process.wait()
+
+
+def test_a_closed_pipe_ends_the_command_as_its_signal_would(tmp_path):
+    assert unread(["show", "alexnet-32s"], tmp_path) == ("", 141)
+    assert unread(["list"], tmp_path) == ("", 141)
+
+
+def test_predict_finishes_its_pictures_though_nobody_reads_their_lines(
+    tmp_path, pictures
+):
+    assert unread(["predict", "pictures", "--output", "out"], tmp_path) == ("", 141)
+    assert len(list((tmp_path / "out").iterdir())) == 3 * 3
