@@ -1,6 +1,7 @@
 """The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
+import contextlib
 import inspect
 import os
 import pathlib
@@ -31,6 +32,15 @@ from keras_fcn.progress import busy, track
 
 DEMO_CHECKPOINT = "googlenet-4s-camvid"
 UNCUT = 10_000  # columns: a terminal wraps longer lines than its own, and cuts none
+# What says that there is no more memory: TensorFlow's class, and words in an error of
+# PyTorch's (on a CPU, on Windows, on a GPU) and of JAX's.
+TENSORFLOW_MEMORY = "ResourceExhaustedError"
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "RESOURCE_EXHAUSTED",
+)
 CLOSED_PIPE = 128 + 13  # the exit status that a shell gives to SIGPIPE
 
 
@@ -50,6 +60,7 @@ def main(arguments=None):
         in one sentence; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    _spell_out()
     parsed = _parser().parse_args(arguments)
     parsed.typed = shlex.join(["keras-fcn", *arguments])
     try:
@@ -67,6 +78,13 @@ def main(arguments=None):
         message = str(error)
     print(f"keras-fcn: error: {message}", file=sys.stderr)
     return 2
+
+
+def _spell_out():
+    """Has names that a stream cannot encode written with backslashes."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict":  # others do without an error
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _let_go():
@@ -352,22 +370,57 @@ class _SkippedError(Exception):
     """A picture is left out: why, in a sentence."""
 
 
+@contextlib.contextmanager
+def _in_memory(picture):
+    """Raises `_SkippedError` for what a backend raises where there is no more memory.
+
+    Args:
+        picture: What is in hand, for the sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+        raise _SkippedError(
+            f"{picture} does not fit into memory; expected a smaller picture. Make it "
+            "smaller, look at fewer or smaller --scales, or take a net of fewer "
+            "parameters."
+        ) from error
+
+
+def _lacks_memory(error):
+    """Whether an error says so, or what it was made of: Keras may lose the words."""
+    if error is None:
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == TENSORFLOW_MEMORY:
+        return True
+    said = isinstance(error, RuntimeError) and any(
+        x in str(error) for x in OUT_OF_MEMORY
+    )
+    return said or _lacks_memory(error.__context__)
+
+
 def _segment_file(source, target, model, sets, looks):
     """Writes what a net finds in a picture; returns a line on each of its heads.
 
     Raises:
-        _SkippedError: If the picture cannot be read.
+        _SkippedError: If the picture cannot be read, or does not fit into memory.
     """
     try:
-        picture = images.read_image(source)
+        with _in_memory(f"`{source}`"):
+            picture = images.read_image(source)
     except (OSError, ValueError) as error:
         raise _SkippedError(str(error)) from error
-    result = segment(model, picture, **looks)
+    height, width, _ = picture.shape
     lines = []
-    for head, found in (result if isinstance(result, dict) else {"": result}).items():
-        known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
-        _write_pictures(target, head, picture, found, known)
-        lines.append(f"{source}: {_shares(found, known.names)}")
+    with _in_memory(f"`{source}`, {height} x {width} pixels (height x width),"):
+        result = segment(model, picture, **looks)
+        heads = result if isinstance(result, dict) else {"": result}
+        for head, found in heads.items():
+            known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
+            _write_pictures(target, head, picture, found, known)
+            lines.append(f"{source}: {_shares(found, known.names)}")
     return "\n".join(lines)
 
 
@@ -424,10 +477,12 @@ def _jobs(inputs, output):
     jobs = []
     for item in map(pathlib.Path, inputs):
         if item.is_dir():
+            _check_apart(item, output)
             found = [
                 path
                 for path in sorted(item.rglob("*"))
                 if path.suffix.lower() in IMAGE_SUFFIXES
+                and not path.is_dir()
                 and not path.name.startswith(".")
                 and output.resolve() not in path.resolve().parents
             ]
@@ -443,7 +498,10 @@ def _jobs(inputs, output):
         elif item.is_file():
             jobs.append((item, output / item.stem))
         else:
-            raise FileNotFoundError(f"{item} is neither a file nor a folder.")
+            raise FileNotFoundError(
+                f"{item} is neither a file nor a folder; expected image files, and "
+                "folders of them. Check the path."
+            )
     taken = {}
     for source, target in jobs:
         if target in taken and taken[target] != source:
@@ -453,6 +511,18 @@ def _jobs(inputs, output):
             )
         taken[target] = source
     return [(source, target) for target, source in taken.items()]
+
+
+def _check_apart(folder, output):
+    """Raises `ValueError` where all pictures of a folder would be taken for results."""
+    inside, outside = folder.resolve(), output.resolve()
+    if outside == inside or outside in inside.parents:
+        relation = "is" if outside == inside else "encloses"
+        raise ValueError(
+            f"--output {output} {relation} the folder {folder} of the input, in which "
+            "results are left out; expected a folder in it or beside it. Name another "
+            "--output."
+        )
 
 
 def _convert(options):

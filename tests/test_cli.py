@@ -13,6 +13,7 @@ from PIL import Image
 
 from keras_fcn import (
     callbacks,
+    cli,
     cli_data,
     files,
     images,
@@ -418,6 +419,9 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["evaluate", "camvid", "--data-dir", "none"], "keras-fcn prepare camvid"),
         (["predict", "{images}", "--output", "{net}"], "is a file; expected a folder"),
         (["predict", "{images}", "--output", ""], "--output is empty; expected"),
+        (["predict", "{images}", "--output", "{images}"], "images is the folder "),
+        (["predict", "{images}", "--output", "."], "--output . encloses the folder "),
+        (["predict", "nowhere"], "nor a folder; expected image files, and folders of"),
         (["predict", ""], "An input is empty; expected image files"),
         (["train", "{images}", "{masks}", "--output", ""], "--output is empty"),
         (["train", "camvid", "--output", "{net}"], "is a file; expected a folder"),
@@ -515,6 +519,78 @@ def test_what_cannot_be_read_does_not_keep_others_from_being_segmented(
     assert written == {f"{stem}-labels.png" for stem in sound}
     assert main(["predict", str(images / "z-damaged.png"), *inputs[1:]]) == 2
     assert "Wrote" not in capsys.readouterr().out
+
+
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's is called, which is no RuntimeError."""
+
+
+def told_by_keras(error):
+    """What Keras makes of an error whose class takes more than words, as NumPy's."""
+    told = RuntimeError("Exception encountered when calling Functional.call().")
+    told.__context__ = error
+    return told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        told_by_keras(MemoryError()),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+        ResourceExhaustedError("OOM when allocating tensor"),
+    ],
+    ids=["python", "numpy", "torch", "jax", "tensorflow"],
+)
+def test_a_picture_too_large_for_memory_does_not_keep_others_from_being_segmented(
+    tmp_path, capsys, street, checkpoint, monkeypatch, error
+):
+    large = pathlib.Path(street[0], "1.png")
+    Image.new("RGB", (70, 60)).save(large)
+
+    def limited(model, picture, **looks):
+        if picture.shape[0] == 60:
+            raise error
+        return segment(model, picture, **looks)
+
+    monkeypatch.setattr(cli, "segment", limited)
+    output = tmp_path / "out"
+    asked = [street[0], "--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", *asked]) == 2
+    said = f"error: `{large}`, 60 x 70 pixels (height x width), does not fit into mem"
+    assert said in capsys.readouterr().err
+    written = sorted(path.name for path in output.glob("*-labels.png"))
+    assert written == [f"{i}-labels.png" for i in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a shape"), TypeError("out of memory")])
+def test_no_other_error_is_taken_for_one_of_memory(
+    tmp_path, street, checkpoint, monkeypatch, error
+):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "segment", failing)
+    output = tmp_path / "out"
+    asked = [street[0], "--checkpoint", checkpoint, "--output", str(output)]
+    with pytest.raises(type(error), match=str(error)):
+        main(["predict", *asked])
+
+
+def test_folders_that_are_called_like_pictures_are_none(
+    tmp_path, street, checkpoint, capsys
+):
+    for folder in street:
+        pathlib.Path(folder, "sub.png").mkdir()
+    inside = pathlib.Path(street[0], "sub.png", "inside.png")
+    Image.new("RGB", (9, 9)).save(inside)
+    output = tmp_path / "out"
+    asked = ["--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", street[0], *asked]) == 0
+    assert (output / "sub.png" / "inside-labels.png").exists()
+    main(["check-data", *street])
+    assert "sub.png" not in capsys.readouterr().out.replace(str(inside), "")
 
 
 def test_a_net_of_several_heads_is_not_adjusted(tmp_path, monkeypatch, capsys):

@@ -91,3 +91,21 @@ def test_predict_finishes_its_pictures_though_nobody_reads_their_lines(
 ):
     assert unread(["predict", "pictures", "--output", "out"], tmp_path) == ("", 141)
     assert len(list((tmp_path / "out").iterdir())) == 3 * 3
+
+
+def test_a_name_that_cannot_be_printed_is_spelled_out(tmp_path, pictures):
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.frombytes("L", (2, 1), b"\0\1").save(masks / "1.png")
+    (pictures / "0.png").rename(pictures / "stra\u00dfe.png")
+    for arguments, expected, status in (
+        (["predict", "pictures"], "pictures/stra\\xdfe.png: ", 0),
+        (["check-data", "pictures", "masks"], "stra\\xdfe.png", 1),
+    ):
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, env=ascii_only, capture_output=True
+        )
+        assert done.returncode == status
+        assert expected in done.stdout.decode("ascii")
+        assert not done.stderr

@@ -242,7 +242,11 @@ def _files(folder, suffixes, kind):
         raise FileNotFoundError(
             f"`{folder}` is no folder; expected one that holds {kind}. Check the path."
         )
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    visible = [
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and not path.is_dir()
+    ]
     files = [path for path in visible if path.suffix.lower() in suffixes]
     if not files:
         raise FileNotFoundError(
