@@ -301,7 +301,7 @@ multiply-adds      {totals["multiply_adds"]:,}""")
 
 def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
-    path = checkpoints.path_of(name)
+    path = cli_data.path_of(name)
     if path or name in manifest.list_checkpoints():
         return models.build(models.checkpoint_entry(path or name))
     backbone, _, stride = name.partition("-")
@@ -332,7 +332,7 @@ def _fetch(options):
 def _predict(options):
     cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
-    checkpoint = checkpoints.path_of(options.checkpoint) or options.checkpoint
+    checkpoint = cli_data.path_of(options.checkpoint) or options.checkpoint
     entry = models.checkpoint_entry(checkpoint)
     cli_data.check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry)

@@ -8,6 +8,7 @@ import math
 import pathlib
 import sys
 import warnings
+from collections import Counter
 
 import keras
 import numpy as np
@@ -281,7 +282,7 @@ def evaluate(options):
         check_file(options.json)
     if options.picture:
         check_file(options.picture, ".png")
-    path = checkpoints.path_of(options.checkpoint)
+    path = path_of(options.checkpoint)
     entry = models.checkpoint_entry(path or options.checkpoint)
     check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
@@ -495,9 +496,12 @@ def _train(options):
     recipe = _recipe(options.recipe)
     _fill_in(options, recipe)
     devices.share(options.batch_size)
+    known = _label_sets(options)
+    _check_net(options)
+    _batches(options, [None])  # raises where the changes to pictures make no sense
     first = devices.is_first()  # of the processes of this training
     with _alone(options.output) if first else contextlib.nullcontext():
-        _train_alone(options, recipe)
+        _train_alone(options, recipe, known)
 
 
 @contextlib.contextmanager
@@ -521,11 +525,10 @@ def _alone(output):
                     output.rmdir()
 
 
-def _train_alone(options, recipe):
+def _train_alone(options, recipe, known):
     from keras_fcn.datasets.batches import Batches
 
     output = pathlib.Path(options.output)
-    known = _label_sets(options)
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None
     if data:
@@ -599,11 +602,6 @@ def _compile(model, options, recipe, weights, steps):
             averaging=None if options.batch_norm else 0.1,
         )
     else:
-        if options.jaccard:
-            raise ValueError(
-                f"--jaccard was given with --recipe {options.recipe}, whose loss is "
-                "the reference's; leave one of them out."
-            )
         recipe = recipe._replace(learning_rate=rate)
         training.compile_reference(model, recipe, class_weights=weights)
 
@@ -631,6 +629,11 @@ def _fill_in(options, recipe):
     for name, value in known.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if recipe and options.jaccard:
+        raise ValueError(
+            f"--jaccard was given with --recipe {options.recipe}, whose loss is the "
+            "reference's; leave one of them out."
+        )
     if options.adjust and not options.balance:
         raise ValueError(
             "--adjust takes out what --balance added, which is 0; leave it out."
@@ -655,6 +658,11 @@ def _label_sets(options):
         raise ValueError(
             f"--labels or --classes was given for {options.data[0]}, whose classes are "
             "known; leave it out."
+        )
+    if twice := [n for n, count in Counter(options.classes).items() if count > 1]:
+        raise ValueError(
+            f"--classes names {', '.join(twice)} twice; expected each class once, in "
+            "the order of their labels."
         )
     if options.labels:
         return {"": LABEL_SETS[options.labels]}
@@ -713,19 +721,64 @@ def _validation_of(options):
     return None if known.train == known.evaluate else [f"{name}/{known.evaluate}"]
 
 
-def _net(options, source):
-    classes = {head: len(known.names) for head, known in source.label_sets.items()}
-    classes = classes.get("", classes)
-    if options.adjust and isinstance(classes, dict):
+def _check_net(options):
+    """Judges what is asked of the net as far as that takes no data."""
+    known = _known(options.data)
+    streams = list(known.inputs) if known and isinstance(known.inputs, dict) else []
+    if options.adjust and known and len(known.labels) > 1:
         raise ValueError(
             "--adjust means nothing for a net of several heads; leave it out."
         )
+    for name in ("skip_scales", "batch_norm", "adjust") if streams else ():
+        if getattr(options, name):
+            name = name.replace("_", "-")
+            raise ValueError(f"--{name} means nothing for a net of two streams.")
+    for start in options.init:
+        _, name = _start(start, streams)
+        models.checkpoint_entry(path_of(name) or name)
+    if options.skip_scales:
+        names = ("backbone", "stride", "skip_scales")
+        with keras.StatelessScope(initialize_variables=False):  # shapes alone
+            models.build({"model": {name: getattr(options, name) for name in names}})
+
+
+def _start(start, streams):
+    """Splits `--init color=NAME` into the stream, "" if there is but one, and NAME."""
+    stream, named, name = start.partition("=")
+    if stream in streams:
+        return stream, name
+    if named and not pathlib.Path(start).exists():
+        raise ValueError(
+            f"--init {start} names the stream {stream}; expected "
+            f"{' or '.join(streams) or 'no stream, for the net has but one'}."
+        )
+    return "", start
+
+
+def path_of(name):
+    """Returns the path that `--checkpoint` or `--init` means, or None for a name.
+
+    Args:
+        name: As `checkpoints.path_of` takes it.
+
+    Raises:
+        ValueError: If it is the folder of a training, or the file is not as expected.
+        OSError: If it cannot be fetched.
+    """
+    file = pathlib.Path(name, "model.h5")
+    if name not in manifest.list_checkpoints() and file.is_file():
+        raise ValueError(
+            f"{name} is a folder; expected a checkpoint's name or file. Name the file, "
+            f"{file}."
+        )
+    return checkpoints.path_of(name)
+
+
+def _net(options, source):
+    classes = {head: len(known.names) for head, known in source.label_sets.items()}
+    classes = classes.get("", classes)
     pictures, _ = source[0]
     if isinstance(pictures, dict):
-        for name in ("skip_scales", "batch_norm", "adjust"):
-            if getattr(options, name):
-                name = name.replace("_", "-")
-                raise ValueError(f"--{name} means nothing for a net of two streams.")
         model = models.late_fusion(
             options.backbone,
             options.stride,
@@ -745,14 +798,7 @@ def _net(options, source):
         )
     streams = list(pictures) if isinstance(pictures, dict) else []
     for start in options.init:
-        stream, named, name = start.partition("=")
-        if stream not in streams:
-            if named and not pathlib.Path(start).exists():
-                raise ValueError(
-                    f"--init {start} names the stream {stream}; expected "
-                    f"{' or '.join(streams) or 'no stream, for the net has but one'}."
-                )
-            stream, name = "", start
+        stream, name = _start(start, streams)
         stayed = weight_files.transplant(models.load_checkpoint(name), model, stream)
         # What normalises is set by the first batch, in `_train`.
         stayed = [weight for weight in stayed if "_bn/" not in weight]
