@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import datetime
 import functools
+import itertools
 import math
+import os
 import pathlib
 import sys
 import warnings
@@ -138,7 +140,7 @@ def _known(data):
     return None if len(data) == 2 else catalog.DATASETS.get(_dataset(data[0])[0])
 
 
-def source_of(data, options, *, label_sets=None, training=False):
+def source_of(data, options, *, label_sets=None, training=False, given="DATA"):
     """Opens what DATA means as a source (see `datasets.batches`).
 
     Args:
@@ -147,6 +149,7 @@ def source_of(data, options, *, label_sets=None, training=False):
         label_sets: `{head: LabelSet}` that masks are checked against, the head "" for
             the only one; what they hold decides if None.
         training: Whether a data set that says no split is to be trained on.
+        given: What the command line calls `data`, for errors.
     """
     from keras_fcn.datasets import catalog, folder
 
@@ -156,13 +159,13 @@ def source_of(data, options, *, label_sets=None, training=False):
             return _folder(found, dict(options.relabel), label_sets)
     if len(data) != 1 or pathlib.Path(data[0]).is_dir():
         raise ValueError(
-            f"DATA is {' '.join(data)}; expected a folder of images and a folder of "
+            f"{given} is {' '.join(data)}; expected a folder of images and a folder of "
             f"masks, or one data set of {', '.join(catalog.DATASETS)}."
         )
     if options.relabel:
         raise ValueError(
-            f"--relabel was given for {data[0]}, whose labels are those that nets are "
-            "trained on; leave it out."
+            f"--relabel was given for {given} {data[0]}, whose labels are those that "
+            "nets are trained on; leave it out."
         )
     name, split = _dataset(data[0])
     if training and split is None and name in catalog.DATASETS:
@@ -214,7 +217,10 @@ def check_data(options):
 def upper_bound(options):
     """Scores labels against themselves, coarser."""
     if min(options.factors) < 1:
-        raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
+        raise ValueError(
+            f"--factors {' '.join(map(str, options.factors))} was given; expected each "
+            "factor to be 1 pixel or more."
+        )
     source = _labels(options)
     [known] = source.label_sets.values() if len(source.label_sets) == 1 else [None]
     if known is None:
@@ -278,9 +284,9 @@ def check_labels_pictures(entry, name):
 
 def evaluate(options):
     """Scores a checkpoint, by the protocol of its data."""
-    if options.json:
+    if options.json is not None:
         check_file(options.json)
-    if options.picture:
+    if options.picture is not None:
         check_file(options.picture, ".png")
     path = path_of(options.checkpoint)
     entry = models.checkpoint_entry(path or options.checkpoint)
@@ -327,6 +333,7 @@ def check_file(path, *suffixes):
         raise ValueError(
             f"{path} cannot be written; expected a file's name in a folder that exists."
         )
+    _check_access(path.resolve().parent, path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(
             f"{path}: expected a name that ends in {' or '.join(suffixes)}."
@@ -349,6 +356,15 @@ def check_folder(path):
         inside = "" if first == path else f"in {first}, which is "
         raise ValueError(
             f"--output {path} is {inside}a file; expected a folder, or a new one."
+        )
+    _check_access(first, f"--output {path}")
+
+
+def _check_access(folder, what):
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{what} cannot be written, as nothing may be in {folder}; expected a "
+            "folder of yours. Name another, or change its permissions."
         )
 
 
@@ -532,7 +548,9 @@ def _train_alone(options, recipe, known):
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None
     if data:
-        validation = source_of(data, options, label_sets=source.label_sets)
+        validation = source_of(
+            data, options, label_sets=source.label_sets, given="--validation"
+        )
         _check_alike(source, validation)
     with busy(f"Building {options.backbone}-{options.stride}s"):
         model = _net(options, source)
@@ -546,14 +564,16 @@ def _train_alone(options, recipe, known):
     weights = _class_weights(source, options.balance)
     _compile(model, options, recipe, weights, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
-    if devices.is_first():
-        _note_command(output / "command.sh", options.typed, options.resume)
     snapshots = callbacks.Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
     validated = validation and Batches(
         validation, multiple=VALIDATION_MULTIPLE, shuffle=False
     )
-    for first, last in snapshots.stretches(model, epochs):
+    stretches = snapshots.stretches(model, epochs)
+    begin = next(stretches)  # which refuses a state of another net
+    if devices.is_first():
+        _note_command(output / "command.sh", options.typed, options.resume)
+    for first, last in itertools.chain([begin], stretches):
         if recipe:  # not the snapshot's, should another one be asked for
             model.optimizer.learning_rate = options.learning_rate
         devices.distribute(model)

@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import os
 import pathlib
 import shlex
 
@@ -211,6 +212,8 @@ def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, stree
         ["keras-fcn", *longer, "--resume"],
     ]
     assert all(f", keras {keras.__version__}, " in note for note in notes[::2])
+    assert main([*longer, "--resume", "--stride", "16"]) == 2  # another net
+    assert (output / "command.sh").read_text().splitlines() == notes
     entry = weights.metadata(output / "model.h5")
     assert entry["labels"]["names"] == ["left", "right"]
     rows = (output / "log.csv").read_text().splitlines()
@@ -444,7 +447,25 @@ def test_check_data_says_what_looks_wrong(capsys, street):
             "convert absent --output o.h5 --checkpoint vgg16-8s-voc".split(),
             "absent is not a file; expected trained weights",
         ),
-        (["check-data", "{images}", "nowhere"], None),
+        (["check-data", "{images}", "nowhere"], "`nowhere` is no folder; expected"),
+        (["evaluate", "camvid", "--json", ""], "cannot be written; expected a file's"),
+        (
+            ["predict", "{images}", "--checkpoint", "{run}"],
+            "is a folder; expected a checkpoint's name or file. Name the file, {run}/m",
+        ),
+        (["show", "{run}"], "Name the file, {run}/model.h5"),
+        (
+            ["train", "{images}", "{masks}", "--output", "o", "--init", "run"],
+            "file, ru",
+        ),
+        (
+            "train {images} {masks} --relabel 9=255 --output o --validation .".split(),
+            "--validation is .; expected a folder of images and a folder of masks",
+        ),
+        (
+            ["upper-bound", "{masks}", "--factors", "4", "0"],
+            "--factors 4 0 was given; expected each factor to be 1 pixel or more",
+        ),
         (["predict", "{images}", "--checkpoint", "vgg16-imagenet"], "is a classifier"),
         (
             ["evaluate", "{images}", "{masks}", "--checkpoint", "vgg16-imagenet"],
@@ -456,17 +477,32 @@ def test_errors_are_one_sentence_and_exit_status_2(
     capsys, tmp_path, monkeypatch, street, checkpoint, arguments, words
 ):
     monkeypatch.chdir(tmp_path)
-    known = {"images": street[0], "masks": street[1], "net": checkpoint}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.h5").write_bytes(pathlib.Path(checkpoint).read_bytes())
+    known = {"images": street[0], "masks": street[1], "net": checkpoint, "run": run}
     status = main([argument.format(**known) for argument in arguments])
     captured = capsys.readouterr()
-    if words is None:
-        assert status == 1
-        assert "nowhere" in captured.out
-    else:
-        assert status == 2
-        assert captured.err.startswith("keras-fcn: error: ")
-        assert words in captured.err
-        assert "Traceback" not in captured.err
+    assert status == 2
+    assert captured.err.startswith("keras-fcn: error: ")
+    assert words.format(**known) in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["evaluate camvid --json shut/a", "evaluate camvid --picture shut/a.png"]
+    + ["predict x.png --output shut", "train camvid --output shut/new"],
+)
+def test_a_folder_that_may_not_be_written_to_is_refused_before_any_work(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: not shut.samefile(path))
+    assert main(arguments.split()) == 2
+    assert "cannot be written, as nothing may be in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
