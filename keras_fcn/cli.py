@@ -1,7 +1,9 @@
 """The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
+import contextlib
 import inspect
+import os
 import pathlib
 import shlex
 import sys
@@ -30,6 +32,22 @@ from keras_fcn.evaluation import segment
 from keras_fcn.progress import busy, track
 
 DEMO_CHECKPOINT = "googlenet-4s-camvid"
+UNCUT = 10_000  # columns: a terminal wraps longer lines than its own, and cuts none
+# What says that there is no more memory: TensorFlow's class, and words in an error of
+# PyTorch's (on a CPU, on Windows, on a GPU) and of JAX's.
+TENSORFLOW_MEMORY = "ResourceExhaustedError"
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "RESOURCE_EXHAUSTED",
+)
+CLOSED_PIPE = 128 + 13  # the exit status that a shell gives to SIGPIPE
+
+
+class _Console(Console):
+    def on_broken_pipe(self):
+        raise  # to `main`: rich would end the process, with status 1
 
 
 def main(arguments=None):
@@ -43,18 +61,38 @@ def main(arguments=None):
         in one sentence; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    _spell_out()
     parsed = _parser().parse_args(arguments)
     parsed.typed = shlex.join(["keras-fcn", *arguments])
     try:
         with cli_data.warnings_in_a_sentence():
-            return parsed.run(parsed) or 0
+            status = parsed.run(parsed) or 0
+            print(end="", flush=True)
+            return status
     except KeyboardInterrupt:
         print("keras-fcn: stopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _let_go()
+        return CLOSED_PIPE
     except (OSError, ValueError) as error:
         message = str(error)
     print(f"keras-fcn: error: {message}", file=sys.stderr)
     return 2
+
+
+def _spell_out():
+    """Has names that a stream cannot encode written with backslashes."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict":  # others do without an error
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go():
+    """Drops what is and will be printed, as nobody reads it (Python's docs, signal)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parser():
@@ -181,7 +219,7 @@ def _add_looks(command):
 
 def _add_convert(command):
     add = command.add_argument
-    add("source", help=".caffemodel, or the .h5 file of keras.applications' VGG16")
+    add("source", help=".caffemodel, .caffemodel.h5, or keras.applications' VGG16")
     add("--output", required=True, help=".h5 file to write")
     net = command.add_mutually_exclusive_group(required=True)
     net.add_argument("--checkpoint", help="what it is: a name in `keras-fcn list`")
@@ -223,7 +261,11 @@ def _list(options):
             f"{score['mean_iou']:.1f}" if score else "",
             f"{score['split']} ({kind})" if score else "",
         )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _print(table)
+
+
+def _print(table):
+    _Console(width=UNCUT).print(table)
 
 
 def _classes_text(classes):
@@ -251,8 +293,7 @@ def _show(options):
             *(f"{size:g}" for size in sizes),
             *(f"{count:,}" if count else "" for count in counts),
         )
-    console = Console(width=140 if not sys.stdout.isatty() else None)
-    console.print(table)
+    _print(table)
     totals = summary.totals(rows)
     print(f"""
 {model.name} at {options.size[0]} x {options.size[1]} pixels
@@ -271,7 +312,7 @@ multiply-adds      {totals["multiply_adds"]:,}""")
 
 def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
-    path = checkpoints.path_of(name)
+    path = cli_data.path_of(name)
     if path or name in manifest.list_checkpoints():
         return models.build(models.checkpoint_entry(path or name))
     backbone, _, stride = name.partition("-")
@@ -302,40 +343,126 @@ def _fetch(options):
 def _predict(options):
     cli_data.check_folder(options.output)
     jobs = _jobs(options.inputs, pathlib.Path(options.output))
-    checkpoint = checkpoints.path_of(options.checkpoint) or options.checkpoint
+    checkpoint = cli_data.path_of(options.checkpoint) or options.checkpoint
     entry = models.checkpoint_entry(checkpoint)
     cli_data.check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry)
+    classes = manifest.num_classes(entry)
+    _check_beside(jobs, list(classes) if isinstance(classes, dict) else [""])
     with busy(f"Loading {options.checkpoint}"):
         model = models.load_checkpoint(checkpoint)
-    unread = []
+    looks = {"mirror": options.mirror, "scales": options.scales}
+    skipped, read = [], True
     for source, target in track(jobs, "Segmenting"):
         try:
+            lines = _segment_file(source, target, model, sets, looks)
+        except _SkippedError as error:
+            skipped.append(str(error))  # said at the end, after all that can be done
+        else:
+            read = _say(lines) and read
+    if len(skipped) < len(jobs):
+        read = _say(f"Wrote labels, colours and overlays to {options.output}") and read
+    if skipped:
+        raise ValueError("\n".join(skipped))
+    return 0 if read else CLOSED_PIPE
+
+
+def _say(text):
+    """Prints at once, and returns whether there is somebody to read it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _let_go()
+        return False
+    return True
+
+
+class _SkippedError(Exception):
+    """A picture is left out: why, in a sentence."""
+
+
+@contextlib.contextmanager
+def _in_memory(picture):
+    """Raises `_SkippedError` for what a backend raises where there is no more memory.
+
+    Args:
+        picture: What is in hand, for the sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+        raise _SkippedError(
+            f"{picture} does not fit into memory; expected a smaller picture. Make it "
+            "smaller, look at fewer or smaller --scales, or take a net of fewer "
+            "parameters."
+        ) from error
+
+
+def _lacks_memory(error):
+    """Whether an error says so, or what it was made of: Keras may lose the words."""
+    if error is None:
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == TENSORFLOW_MEMORY:
+        return True
+    said = isinstance(error, RuntimeError) and any(
+        x in str(error) for x in OUT_OF_MEMORY
+    )
+    return said or _lacks_memory(error.__context__)
+
+
+def _segment_file(source, target, model, sets, looks):
+    """Writes what a net finds in a picture; returns a line on each of its heads.
+
+    Raises:
+        _SkippedError: If the picture cannot be read, or does not fit into memory.
+    """
+    try:
+        with _in_memory(f"`{source}`"):
             picture = images.read_image(source)
-        except (OSError, ValueError) as error:
-            unread.append(str(error))  # said at the end, after all that can be done
-            continue
-        result = segment(model, picture, mirror=options.mirror, scales=options.scales)
-        for head, found in (
-            result if isinstance(result, dict) else {"": result}
-        ).items():
+    except (OSError, ValueError) as error:
+        raise _SkippedError(str(error)) from error
+    height, width, _ = picture.shape
+    lines = []
+    with _in_memory(f"`{source}`, {height} x {width} pixels (height x width),"):
+        result = segment(model, picture, **looks)
+        heads = result if isinstance(result, dict) else {"": result}
+        for head, found in heads.items():
             known = sets.get(head) or labels.LabelSet((), labels.voc_colormap())
             _write_pictures(target, head, picture, found, known)
-            print(f"{source}: {_shares(found, known.names)}")
-    if len(unread) < len(jobs):
-        print(f"Wrote labels, colours and overlays to {options.output}")
-    if unread:
-        raise ValueError("\n".join(unread))
+            lines.append(f"{source}: {_shares(found, known.names)}")
+    return "\n".join(lines)
+
+
+def _check_beside(jobs, heads):
+    """Raises `ValueError` if a file that lies beside the pictures is to be replaced."""
+    folders = {source.resolve().parent for source, _ in jobs}
+    for source, target in jobs:
+        for path in (path for head in heads for path in _written(target, head)):
+            if path.exists() and path.resolve().parent in folders:
+                raise ValueError(
+                    f"{path} exists, where pictures lie, and what {source} shows would "
+                    "replace it; expected no such file there. Name another --output, "
+                    "or move it away."
+                )
+
+
+def _written(target, head):
+    """Names the files of labels, colours and overlay that a picture becomes."""
+    stem = f"{target.name}-{head}" if head else target.name
+    kinds = ("labels", "color", "overlay")
+    return [target.with_name(f"{stem}-{kind}.png") for kind in kinds]
 
 
 def _write_pictures(target, head, picture, found, known):
     target.parent.mkdir(parents=True, exist_ok=True)
-    stem = f"{target.name}-{head}" if head else target.name
+    in_labels, in_color, over = _written(target, head)
     color = images.colorize(found, known.palette)
     overlay = images.illustrate(picture, found, known.names, known.palette)
-    images.save_labels(target.with_name(f"{stem}-labels.png"), found, known.palette)
-    images.save_image(target.with_name(f"{stem}-color.png"), color)
-    images.save_image(target.with_name(f"{stem}-overlay.png"), overlay)
+    images.save_labels(in_labels, found, known.palette)
+    images.save_image(in_color, color)
+    images.save_image(over, overlay)
 
 
 def _shares(found, names):
@@ -353,13 +480,20 @@ def _jobs(inputs, output):
     """Lists (image file, output path without suffix), each of them once."""
     from keras_fcn.datasets.folder import IMAGE_SUFFIXES
 
+    if "" in inputs:
+        raise ValueError(
+            "An input is empty; expected image files, and folders of them. Was a shell "
+            "variable not set?"
+        )
     jobs = []
     for item in map(pathlib.Path, inputs):
         if item.is_dir():
+            _check_apart(item, output)
             found = [
                 path
                 for path in sorted(item.rglob("*"))
                 if path.suffix.lower() in IMAGE_SUFFIXES
+                and not path.is_dir()
                 and not path.name.startswith(".")
                 and output.resolve() not in path.resolve().parents
             ]
@@ -375,7 +509,10 @@ def _jobs(inputs, output):
         elif item.is_file():
             jobs.append((item, output / item.stem))
         else:
-            raise FileNotFoundError(f"{item} is neither a file nor a folder.")
+            raise FileNotFoundError(
+                f"{item} is neither a file nor a folder; expected image files, and "
+                "folders of them. Check the path."
+            )
     taken = {}
     for source, target in jobs:
         if target in taken and taken[target] != source:
@@ -387,6 +524,18 @@ def _jobs(inputs, output):
     return [(source, target) for target, source in taken.items()]
 
 
+def _check_apart(folder, output):
+    """Raises `ValueError` where all pictures of a folder would be taken for results."""
+    inside, outside = folder.resolve(), output.resolve()
+    if outside == inside or outside in inside.parents:
+        relation = "is" if outside == inside else "encloses"
+        raise ValueError(
+            f"--output {output} {relation} the folder {folder} of the input, in which "
+            "results are left out; expected a folder in it or beside it. Name another "
+            "--output."
+        )
+
+
 def _convert(options):
     from keras_fcn import porting  # and protobuf, which takes a quarter of a second
 
@@ -394,7 +543,8 @@ def _convert(options):
     entry, output = _entry_of(options), pathlib.Path(options.output)
     with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
         model = models.build(entry)
-    foreign = not options.source.endswith(weights.SUFFIXES)
+    in_hdf5 = options.source.endswith(weights.SUFFIXES)
+    foreign = not in_hdf5 or weights.is_snapshot(options.source)
     with progress.reporting(f"Porting {options.source}") as report:
         rows = porting.port(
             options.source,
@@ -410,7 +560,7 @@ def _convert(options):
     for row in rows:
         theirs, ours = porting.shown(row.blobs), porting.shown(row.weights)
         table.add_row(Text(row.source), theirs, row.layer, ours, row.action)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print(table)
     entry["parameters"] = model.count_params()
     entry["file"] = {"name": output.name, **files.measure(output)}
     if foreign:

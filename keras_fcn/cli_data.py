@@ -4,10 +4,13 @@ import argparse
 import contextlib
 import datetime
 import functools
+import itertools
 import math
+import os
 import pathlib
 import sys
 import warnings
+from collections import Counter
 
 import keras
 import numpy as np
@@ -137,7 +140,7 @@ def _known(data):
     return None if len(data) == 2 else catalog.DATASETS.get(_dataset(data[0])[0])
 
 
-def source_of(data, options, *, label_sets=None, training=False):
+def source_of(data, options, *, label_sets=None, training=False, given="DATA"):
     """Opens what DATA means as a source (see `datasets.batches`).
 
     Args:
@@ -146,6 +149,7 @@ def source_of(data, options, *, label_sets=None, training=False):
         label_sets: `{head: LabelSet}` that masks are checked against, the head "" for
             the only one; what they hold decides if None.
         training: Whether a data set that says no split is to be trained on.
+        given: What the command line calls `data`, for errors.
     """
     from keras_fcn.datasets import catalog, folder
 
@@ -155,13 +159,13 @@ def source_of(data, options, *, label_sets=None, training=False):
             return _folder(found, dict(options.relabel), label_sets)
     if len(data) != 1 or pathlib.Path(data[0]).is_dir():
         raise ValueError(
-            f"DATA is {' '.join(data)}; expected a folder of images and a folder of "
+            f"{given} is {' '.join(data)}; expected a folder of images and a folder of "
             f"masks, or one data set of {', '.join(catalog.DATASETS)}."
         )
     if options.relabel:
         raise ValueError(
-            f"--relabel was given for {data[0]}, whose labels are those that nets are "
-            "trained on; leave it out."
+            f"--relabel was given for {given} {data[0]}, whose labels are those that "
+            "nets are trained on; leave it out."
         )
     name, split = _dataset(data[0])
     if training and split is None and name in catalog.DATASETS:
@@ -213,7 +217,10 @@ def check_data(options):
 def upper_bound(options):
     """Scores labels against themselves, coarser."""
     if min(options.factors) < 1:
-        raise ValueError(f"--factors {options.factors}: expected pixels from 1.")
+        raise ValueError(
+            f"--factors {' '.join(map(str, options.factors))} was given; expected each "
+            "factor to be 1 pixel or more."
+        )
     source = _labels(options)
     [known] = source.label_sets.values() if len(source.label_sets) == 1 else [None]
     if known is None:
@@ -277,11 +284,11 @@ def check_labels_pictures(entry, name):
 
 def evaluate(options):
     """Scores a checkpoint, by the protocol of its data."""
-    if options.json:
+    if options.json is not None:
         check_file(options.json)
-    if options.picture:
+    if options.picture is not None:
         check_file(options.picture, ".png")
-    path = checkpoints.path_of(options.checkpoint)
+    path = path_of(options.checkpoint)
     entry = models.checkpoint_entry(path or options.checkpoint)
     check_labels_pictures(entry, options.checkpoint)
     sets = manifest.label_sets(entry) or _nameless(manifest.num_classes(entry))
@@ -326,6 +333,7 @@ def check_file(path, *suffixes):
         raise ValueError(
             f"{path} cannot be written; expected a file's name in a folder that exists."
         )
+    _check_access(path.resolve().parent, path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(
             f"{path}: expected a name that ends in {' or '.join(suffixes)}."
@@ -338,12 +346,25 @@ def check_folder(path):
     Args:
         path: Of the folder.
     """
+    if not path:
+        raise ValueError(
+            "--output is empty; expected a folder. Was a shell variable not set?"
+        )
     path = pathlib.Path(path)
     first = next(place for place in (path, *path.parents) if place.exists())
     if not first.is_dir():
         inside = "" if first == path else f"in {first}, which is "
         raise ValueError(
             f"--output {path} is {inside}a file; expected a folder, or a new one."
+        )
+    _check_access(first, f"--output {path}")
+
+
+def _check_access(folder, what):
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{what} cannot be written, as nothing may be in {folder}; expected a "
+            "folder of yours. Name another, or change its permissions."
         )
 
 
@@ -486,19 +507,50 @@ def _check_resume(state, resume):
 
 @warnings_in_a_sentence()  # in processes that `main` has not begun, too
 def _train(options):
-    from keras_fcn.datasets.batches import Batches
-
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(options.precision)
-    output = pathlib.Path(options.output)
     recipe = _recipe(options.recipe)
     _fill_in(options, recipe)
     devices.share(options.batch_size)
     known = _label_sets(options)
+    _check_net(options)
+    _batches(options, [None])  # raises where the changes to pictures make no sense
+    first = devices.is_first()  # of the processes of this training
+    with _alone(options.output) if first else contextlib.nullcontext():
+        _train_alone(options, recipe, known)
+
+
+@contextlib.contextmanager
+def _alone(output):
+    """Makes the output folder, and refuses what another training writes to."""
+    output = pathlib.Path(output)
+    made = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    lock = output / ".lock"
+    refusal = (
+        f"Another keras-fcn train writes to {output}; expected a folder that none "
+        "does. Wait for it, or name another --output."
+    )
+    with files.claimed(lock, refusal):
+        try:
+            yield
+        finally:
+            if made and list(output.iterdir()) == [lock]:  # nothing came of it
+                with contextlib.suppress(OSError):  # Windows keeps what is open
+                    lock.unlink()
+                    output.rmdir()
+
+
+def _train_alone(options, recipe, known):
+    from keras_fcn.datasets.batches import Batches
+
+    output = pathlib.Path(options.output)
     source = source_of(options.data, options, label_sets=known, training=True)
     data, validation = _validation_of(options), None
     if data:
-        validation = source_of(data, options, label_sets=source.label_sets)
+        validation = source_of(
+            data, options, label_sets=source.label_sets, given="--validation"
+        )
         _check_alike(source, validation)
     with busy(f"Building {options.backbone}-{options.stride}s"):
         model = _net(options, source)
@@ -512,14 +564,16 @@ def _train(options):
     weights = _class_weights(source, options.balance)
     _compile(model, options, recipe, weights, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
-    if devices.is_first():
-        _note_command(output / "command.sh", options.typed, options.resume)
     snapshots = callbacks.Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
     validated = validation and Batches(
         validation, multiple=VALIDATION_MULTIPLE, shuffle=False
     )
-    for first, last in snapshots.stretches(model, epochs):
+    stretches = snapshots.stretches(model, epochs)
+    begin = next(stretches)  # which refuses a state of another net
+    if devices.is_first():
+        _note_command(output / "command.sh", options.typed, options.resume)
+    for first, last in itertools.chain([begin], stretches):
         if recipe:  # not the snapshot's, should another one be asked for
             model.optimizer.learning_rate = options.learning_rate
         devices.distribute(model)
@@ -568,11 +622,6 @@ def _compile(model, options, recipe, weights, steps):
             averaging=None if options.batch_norm else 0.1,
         )
     else:
-        if options.jaccard:
-            raise ValueError(
-                f"--jaccard was given with --recipe {options.recipe}, whose loss is "
-                "the reference's; leave one of them out."
-            )
         recipe = recipe._replace(learning_rate=rate)
         training.compile_reference(model, recipe, class_weights=weights)
 
@@ -600,6 +649,11 @@ def _fill_in(options, recipe):
     for name, value in known.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if recipe and options.jaccard:
+        raise ValueError(
+            f"--jaccard was given with --recipe {options.recipe}, whose loss is the "
+            "reference's; leave one of them out."
+        )
     if options.adjust and not options.balance:
         raise ValueError(
             "--adjust takes out what --balance added, which is 0; leave it out."
@@ -624,6 +678,11 @@ def _label_sets(options):
         raise ValueError(
             f"--labels or --classes was given for {options.data[0]}, whose classes are "
             "known; leave it out."
+        )
+    if twice := [n for n, count in Counter(options.classes).items() if count > 1]:
+        raise ValueError(
+            f"--classes names {', '.join(twice)} twice; expected each class once, in "
+            "the order of their labels."
         )
     if options.labels:
         return {"": LABEL_SETS[options.labels]}
@@ -682,19 +741,64 @@ def _validation_of(options):
     return None if known.train == known.evaluate else [f"{name}/{known.evaluate}"]
 
 
-def _net(options, source):
-    classes = {head: len(known.names) for head, known in source.label_sets.items()}
-    classes = classes.get("", classes)
-    if options.adjust and isinstance(classes, dict):
+def _check_net(options):
+    """Judges what is asked of the net as far as that takes no data."""
+    known = _known(options.data)
+    streams = list(known.inputs) if known and isinstance(known.inputs, dict) else []
+    if options.adjust and known and len(known.labels) > 1:
         raise ValueError(
             "--adjust means nothing for a net of several heads; leave it out."
         )
+    for name in ("skip_scales", "batch_norm", "adjust") if streams else ():
+        if getattr(options, name):
+            name = name.replace("_", "-")
+            raise ValueError(f"--{name} means nothing for a net of two streams.")
+    for start in options.init:
+        _, name = _start(start, streams)
+        models.checkpoint_entry(path_of(name) or name)
+    if options.skip_scales:
+        names = ("backbone", "stride", "skip_scales")
+        with keras.StatelessScope(initialize_variables=False):  # shapes alone
+            models.build({"model": {name: getattr(options, name) for name in names}})
+
+
+def _start(start, streams):
+    """Splits `--init color=NAME` into the stream, "" if there is but one, and NAME."""
+    stream, named, name = start.partition("=")
+    if stream in streams:
+        return stream, name
+    if named and not pathlib.Path(start).exists():
+        raise ValueError(
+            f"--init {start} names the stream {stream}; expected "
+            f"{' or '.join(streams) or 'no stream, for the net has but one'}."
+        )
+    return "", start
+
+
+def path_of(name):
+    """Returns the path that `--checkpoint` or `--init` means, or None for a name.
+
+    Args:
+        name: As `checkpoints.path_of` takes it.
+
+    Raises:
+        ValueError: If it is the folder of a training, or the file is not as expected.
+        OSError: If it cannot be fetched.
+    """
+    file = pathlib.Path(name, "model.h5")
+    if name not in manifest.list_checkpoints() and file.is_file():
+        raise ValueError(
+            f"{name} is a folder; expected a checkpoint's name or file. Name the file, "
+            f"{file}."
+        )
+    return checkpoints.path_of(name)
+
+
+def _net(options, source):
+    classes = {head: len(known.names) for head, known in source.label_sets.items()}
+    classes = classes.get("", classes)
     pictures, _ = source[0]
     if isinstance(pictures, dict):
-        for name in ("skip_scales", "batch_norm", "adjust"):
-            if getattr(options, name):
-                name = name.replace("_", "-")
-                raise ValueError(f"--{name} means nothing for a net of two streams.")
         model = models.late_fusion(
             options.backbone,
             options.stride,
@@ -714,14 +818,7 @@ def _net(options, source):
         )
     streams = list(pictures) if isinstance(pictures, dict) else []
     for start in options.init:
-        stream, named, name = start.partition("=")
-        if stream not in streams:
-            if named and not pathlib.Path(start).exists():
-                raise ValueError(
-                    f"--init {start} names the stream {stream}; expected "
-                    f"{' or '.join(streams) or 'no stream, for the net has but one'}."
-                )
-            stream, name = "", start
+        stream, name = _start(start, streams)
         stayed = weight_files.transplant(models.load_checkpoint(name), model, stream)
         # What normalises is set by the first batch, in `_train`.
         stayed = [weight for weight in stayed if "_bn/" not in weight]

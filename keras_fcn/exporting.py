@@ -136,7 +136,7 @@ def _run_exporter(model, path, kind, signature):
         except ImportError as error:
             raise OSError(
                 f"To export takes a package that is not installed ({error}); install "
-                'it with pip install "keras-fcn[export]".'
+                'it with pip install ".[export]" in the checkout.'
             ) from None
 
 

@@ -13,7 +13,7 @@ import time
 
 try:
     import fcntl
-except ImportError:  # Windows: every process fetches for itself
+except ImportError:  # Windows: no process knows of another
     fcntl = None
 
 DIGESTS = ("sha256", "sha1", "md5")
@@ -93,6 +93,31 @@ def locked(path, name):
     """
     with open(path, "a") as file, open(path, "a") as rival:
         yield _excludes(file, rival, name)
+
+
+@contextlib.contextmanager
+def claimed(path, refusal):
+    """Keeps a lock as long as the block lasts, and waits for nobody.
+
+    Where there are no locks, as on Windows and on some file systems, nothing is kept.
+
+    Args:
+        path: Of a file for that alone; it stays, empty.
+        refusal: What to say if another process has the lock.
+
+    Raises:
+        ValueError: If another process has it.
+        OSError: If the file cannot be written.
+    """
+    with open(path, "a") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(refusal) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _excludes(file, rival, name):

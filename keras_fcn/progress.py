@@ -1,6 +1,7 @@
 """Progress bars on standard error, for whatever takes longer than two seconds."""
 
 import contextlib
+import sys
 
 
 def bar(*columns, console=None):
@@ -24,6 +25,7 @@ def bar(*columns, console=None):
         "left",
         progress.TimeRemainingColumn(),
         console=console,
+        redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays its own
         disable=not console.is_terminal,
     )
 
@@ -51,8 +53,17 @@ def busy(what):
         what: Such as "Loading the net".
     """
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
 
-    return Console(stderr=True).status(f"{what} ...")
+    # `Console.status`, which would take what goes to a file for the terminal's.
+    return Live(
+        Spinner("dots", f"{what} ...", style="status.spinner"),
+        console=Console(stderr=True),
+        refresh_per_second=12.5,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
 
 
 def track(items, what):

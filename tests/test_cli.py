@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import os
 import pathlib
 import shlex
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from keras_fcn import (
     callbacks,
+    cli,
     cli_data,
     files,
     images,
@@ -210,6 +212,8 @@ def test_a_training_leaves_model_scores_logs_curves_and_overlays(tmp_path, stree
         ["keras-fcn", *longer, "--resume"],
     ]
     assert all(f", keras {keras.__version__}, " in note for note in notes[::2])
+    assert main([*longer, "--resume", "--stride", "16"]) == 2  # another net
+    assert (output / "command.sh").read_text().splitlines() == notes
     entry = weights.metadata(output / "model.h5")
     assert entry["labels"]["names"] == ["left", "right"]
     rows = (output / "log.csv").read_text().splitlines()
@@ -361,6 +365,22 @@ def test_a_second_prediction_leaves_out_what_the_first_one_wrote(street, checkpo
     assert "LOUD-labels.png" in written[0]
 
 
+def test_a_prediction_replaces_nothing_that_lies_beside_its_pictures(
+    street, checkpoint, capsys, monkeypatch
+):
+    monkeypatch.chdir(street[0])
+    own, drawn = pathlib.Path("0-labels.png"), pathlib.Path("1-color.png")
+    for path in (own, drawn):
+        path.write_bytes(b"by hand")
+    for inputs, path in (("0.png", own), ("1.png", drawn)):
+        asked = ["predict", inputs, "--checkpoint", checkpoint, "--output", "."]
+        assert main(asked) == 2
+        assert f"error: {path} exists, where pictures lie" in capsys.readouterr().err
+        assert path.read_bytes() == b"by hand"
+    assert main([*asked[:1], "2.png", *asked[2:]]) == 0
+    assert pathlib.Path("2-labels.png").exists()
+
+
 def test_check_data_says_what_looks_wrong(capsys, street):
     assert main(["check-data", *street]) == 1
     out = capsys.readouterr().out
@@ -401,6 +421,12 @@ def test_check_data_says_what_looks_wrong(capsys, street):
         (["train", "camvid", "--output", "o", "--relabel", "11=255"], "--relabel"),
         (["evaluate", "camvid", "--data-dir", "none"], "keras-fcn prepare camvid"),
         (["predict", "{images}", "--output", "{net}"], "is a file; expected a folder"),
+        (["predict", "{images}", "--output", ""], "--output is empty; expected"),
+        (["predict", "{images}", "--output", "{images}"], "images is the folder "),
+        (["predict", "{images}", "--output", "."], "--output . encloses the folder "),
+        (["predict", "nowhere"], "nor a folder; expected image files, and folders of"),
+        (["predict", ""], "An input is empty; expected image files"),
+        (["train", "{images}", "{masks}", "--output", ""], "--output is empty"),
         (["train", "camvid", "--output", "{net}"], "is a file; expected a folder"),
         (["evaluate", "camvid", "--json", "{images}"], "images cannot be written"),
         (["evaluate", "camvid", "--json", "no/where.json"], "no/where.json cannot be"),
@@ -421,7 +447,25 @@ def test_check_data_says_what_looks_wrong(capsys, street):
             "convert absent --output o.h5 --checkpoint vgg16-8s-voc".split(),
             "absent is not a file; expected trained weights",
         ),
-        (["check-data", "{images}", "nowhere"], None),
+        (["check-data", "{images}", "nowhere"], "`nowhere` is no folder; expected"),
+        (["evaluate", "camvid", "--json", ""], "cannot be written; expected a file's"),
+        (
+            ["predict", "{images}", "--checkpoint", "{run}"],
+            "is a folder; expected a checkpoint's name or file. Name the file, {run}/m",
+        ),
+        (["show", "{run}"], "Name the file, {run}/model.h5"),
+        (
+            ["train", "{images}", "{masks}", "--output", "o", "--init", "run"],
+            "file, ru",
+        ),
+        (
+            "train {images} {masks} --relabel 9=255 --output o --validation .".split(),
+            "--validation is .; expected a folder of images and a folder of masks",
+        ),
+        (
+            ["upper-bound", "{masks}", "--factors", "4", "0"],
+            "--factors 4 0 was given; expected each factor to be 1 pixel or more",
+        ),
         (["predict", "{images}", "--checkpoint", "vgg16-imagenet"], "is a classifier"),
         (
             ["evaluate", "{images}", "{masks}", "--checkpoint", "vgg16-imagenet"],
@@ -433,17 +477,32 @@ def test_errors_are_one_sentence_and_exit_status_2(
     capsys, tmp_path, monkeypatch, street, checkpoint, arguments, words
 ):
     monkeypatch.chdir(tmp_path)
-    known = {"images": street[0], "masks": street[1], "net": checkpoint}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.h5").write_bytes(pathlib.Path(checkpoint).read_bytes())
+    known = {"images": street[0], "masks": street[1], "net": checkpoint, "run": run}
     status = main([argument.format(**known) for argument in arguments])
     captured = capsys.readouterr()
-    if words is None:
-        assert status == 1
-        assert "nowhere" in captured.out
-    else:
-        assert status == 2
-        assert captured.err.startswith("keras-fcn: error: ")
-        assert words in captured.err
-        assert "Traceback" not in captured.err
+    assert status == 2
+    assert captured.err.startswith("keras-fcn: error: ")
+    assert words.format(**known) in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["evaluate camvid --json shut/a", "evaluate camvid --picture shut/a.png"]
+    + ["predict x.png --output shut", "train camvid --output shut/new"],
+)
+def test_a_folder_that_may_not_be_written_to_is_refused_before_any_work(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: not shut.samefile(path))
+    assert main(arguments.split()) == 2
+    assert "cannot be written, as nothing may be in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -498,6 +557,78 @@ def test_what_cannot_be_read_does_not_keep_others_from_being_segmented(
     assert "Wrote" not in capsys.readouterr().out
 
 
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's is called, which is no RuntimeError."""
+
+
+def told_by_keras(error):
+    """What Keras makes of an error whose class takes more than words, as NumPy's."""
+    told = RuntimeError("Exception encountered when calling Functional.call().")
+    told.__context__ = error
+    return told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        told_by_keras(MemoryError()),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+        ResourceExhaustedError("OOM when allocating tensor"),
+    ],
+    ids=["python", "numpy", "torch", "jax", "tensorflow"],
+)
+def test_a_picture_too_large_for_memory_does_not_keep_others_from_being_segmented(
+    tmp_path, capsys, street, checkpoint, monkeypatch, error
+):
+    large = pathlib.Path(street[0], "1.png")
+    Image.new("RGB", (70, 60)).save(large)
+
+    def limited(model, picture, **looks):
+        if picture.shape[0] == 60:
+            raise error
+        return segment(model, picture, **looks)
+
+    monkeypatch.setattr(cli, "segment", limited)
+    output = tmp_path / "out"
+    asked = [street[0], "--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", *asked]) == 2
+    said = f"error: `{large}`, 60 x 70 pixels (height x width), does not fit into mem"
+    assert said in capsys.readouterr().err
+    written = sorted(path.name for path in output.glob("*-labels.png"))
+    assert written == [f"{i}-labels.png" for i in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a shape"), TypeError("out of memory")])
+def test_no_other_error_is_taken_for_one_of_memory(
+    tmp_path, street, checkpoint, monkeypatch, error
+):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "segment", failing)
+    output = tmp_path / "out"
+    asked = [street[0], "--checkpoint", checkpoint, "--output", str(output)]
+    with pytest.raises(type(error), match=str(error)):
+        main(["predict", *asked])
+
+
+def test_folders_that_are_called_like_pictures_are_none(
+    tmp_path, street, checkpoint, capsys
+):
+    for folder in street:
+        pathlib.Path(folder, "sub.png").mkdir()
+    inside = pathlib.Path(street[0], "sub.png", "inside.png")
+    Image.new("RGB", (9, 9)).save(inside)
+    output = tmp_path / "out"
+    asked = ["--checkpoint", checkpoint, "--output", str(output)]
+    assert main(["predict", street[0], *asked]) == 0
+    assert (output / "sub.png" / "inside-labels.png").exists()
+    main(["check-data", *street])
+    assert "sub.png" not in capsys.readouterr().out.replace(str(inside), "")
+
+
 def test_a_net_of_several_heads_is_not_adjusted(tmp_path, monkeypatch, capsys):
     class Scenes(list):
         label_sets = dict.fromkeys(("sem", "geo"), LABEL_SETS["siftflow-geo"])
@@ -515,8 +646,8 @@ class Scenes(list):
     """A source of grey pictures in which all is of the first class."""
 
     def __init__(self, label_set, channels=3):
-        picture = np.full((8, 8, channels), 99, "uint8"), np.zeros((8, 8), "uint8")
-        super().__init__([picture] * 3)
+        picture = np.full((8, 8, channels), 99, "uint8" if channels == 3 else "float32")
+        super().__init__([(picture, np.zeros((8, 8), "uint8"))] * 3)
         self.label_sets = {"": LABEL_SETS[label_set]}
         self.ids = ["a", "b", "c"]
 
@@ -559,7 +690,7 @@ def test_what_is_no_colour_is_not_recoloured(
     assert main([*arguments, "--noise", "3"]) == 2
     assert not served
     assert main([*arguments, "--validation", data]) == 0
-    pictures, _ = served[0].batch(0, 0)
+    pictures, _ = served[1].batch(0, 0)  # the first was made to judge the options
     inside = [pictures[..., i] for i in range(channels)]
     assert all(set(np.unique(x)) == {99} for x in inside)
 

@@ -97,7 +97,7 @@ def test_every_option_reaches_what_it_is_for(data, seen):
     options += " --replacement --balance 1 --jaccard 0.25 --learning-rate 2e-3"
     options += " --precision mixed_bfloat16 --epochs 3 --fix-trunk"
     trained(*data, *options.split())
-    [((source,), windows)] = seen["Batches"]
+    (source,), windows = seen["Batches"][-1]
     assert len(source) == 3
     assert windows == WINDOWS
     [(net, named)] = seen["fcn"]
@@ -120,7 +120,7 @@ def test_every_option_reaches_what_it_is_for(data, seen):
 
 def test_whole_pictures_are_moved_and_not_zoomed(data, seen):
     trained(*data, "--classes", "a", "b", "--crop", "0", "--jitter", "5")
-    [(_, windows)] = seen["Batches"]
+    _, windows = seen["Batches"][-1]
     assert windows["crop"] is None
     assert windows["scale"] is None
     assert windows["jitter"] == 5
@@ -128,7 +128,7 @@ def test_whole_pictures_are_moved_and_not_zoomed(data, seen):
 
 def test_what_nobody_says_is_as_the_help_and_the_docs_have_it(data, seen):
     trained(*data, "--classes", "a", "b")
-    [(_, windows)] = seen["Batches"]
+    _, windows = seen["Batches"][-1]
     assert windows["crop"] == (256, 256)
     assert windows["scale"] == (0.7, 2.0)
     assert windows["color"] == (0.4,) * 3
@@ -146,7 +146,7 @@ def test_what_nobody_says_is_as_the_help_and_the_docs_have_it(data, seen):
 def test_the_reference_s_recipes_take_whole_pictures_one_by_one(data, seen):
     arguments = ["--classes", "a", "b", "--recipe", "voc-fcn16s", "--stride", "16"]
     trained(*data, *arguments, "--learning-rate", "1e-13")
-    [(_, windows)] = seen["Batches"]
+    _, windows = seen["Batches"][-1]
     nothing = ("crop", "scale", "color", "mirror", "jitter", "tint", "cutmix")
     assert not any(windows[name] for name in nothing)
     assert windows["replacement"]
@@ -294,3 +294,57 @@ def test_a_training_that_begins_anew_forgets_what_was_typed_and_one_resumed_does
         cli_data._note_command(path, typed, resume)
     assert path.read_text().splitlines()[1::2] == ["second", "third"]
     assert all(line.startswith("# 20") for line in path.read_text().splitlines()[::2])
+
+
+def test_two_trainings_at_once_do_not_share_an_output(
+    data, monkeypatch, capsys, tmp_path
+):
+    pytest.importorskip("fcntl")
+    arguments, begun = ["train", *map(str, data)], []
+
+    def source_of(*_, **__):
+        begun.append(len(begun))
+        if begun == [0]:
+            assert main(arguments) == 2  # while this one runs
+        raise ValueError("The data are read.")
+
+    monkeypatch.setattr(cli_data, "source_of", source_of)
+    for _ in range(2):
+        assert main(arguments) == 2
+    assert begun == [0, 1]
+    assert [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        f"Another keras-fcn train writes to {tmp_path / 'run'}; expected a folder that "
+        "none does. Wait for it, or name another --output.",
+        *["The data are read."] * 2,
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        ("a b", "--init vgg16-imagenot", "vgg16-imagenet"),
+        ("a b", "--init nowhere.h5", "nowhere.h5"),
+        ("a b", "--skip-scales pool9=1", "skip_scales names pool9; expected taps"),
+        ("a b", "--scale 2 0.5", "`scale` is [2.0, 0.5]"),
+        ("a b", "--jitter 4", "`jitter` is 4 and `crop` (256, 256); expected one"),
+        ("a b", "--cutmix 1 --crop 0", "`cutmix` is 1.0 and `crop` None"),
+        ("a b", "--keep 0", "`keep` is 0.0; expected a share above 0"),
+        ("a b", "--jaccard 1 --recipe voc-fcn32s", "leave one of them out"),
+        ("a b", "--classes c c d", "--classes names c twice; expected each class once"),
+        ("siftflow", "--adjust 1", "several heads; leave it out"),
+        ("nyudv2-color-hha", "--skip-scales pool4=1", "nothing for a net of two str"),
+    ],
+)
+def test_options_are_judged_before_any_data_are_read(
+    data, options, words, tmp_path, monkeypatch, capsys
+):
+    def source_of(*_, **__):
+        pytest.fail("Data were read.")
+
+    monkeypatch.setattr(cli_data, "source_of", source_of)
+    output = tmp_path / "run"
+    arguments = [*data.split(), "--output", str(output), *options.split()]
+    assert main(["train", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not output.exists()

@@ -217,7 +217,6 @@ OWN = palette_mask(BANDS, [*COLORS[:2], (1, 2, 3)])
         (BLANK, cut_short("masks", 45), "masks/a.png` cannot be decoded"),
         (BLANK, jpeg_named_png, "a.png` is a JPEG"),
         (BLANK, lonely("images", 1), "have no mask of their name"),
-        (BLANK, remove("masks"), "is no folder"),
     ],
 )
 def test_what_looks_wrong_is_said_in_one_warning(tmp_path, mask, fault, expected):
@@ -228,6 +227,13 @@ def test_what_looks_wrong_is_said_in_one_warning(tmp_path, mask, fault, expected
     assert len(report["warnings"]) == 1
     assert expected in report["warnings"][0]
     assert f"warning: {report['warnings'][0]}" in folder.summary(report)
+
+
+def test_a_folder_that_is_missing_is_an_error_and_no_warning(tmp_path):
+    folders = write(tmp_path, {"a": (noise(4, 6), BLANK)})
+    remove("masks")(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"masks` is no folder"):
+        folder.inspect(*folders)
 
 
 @pytest.mark.parametrize(("mask", "name"), [(VOC, "voc"), (OWN, "other")])

@@ -259,7 +259,7 @@ def _tfds():
     except ModuleNotFoundError as error:
         raise OSError(
             f"Data sets take TensorFlow Datasets and ArrayRecord ({error}); install "
-            'them with pip install "keras-fcn[datasets]". There is no ArrayRecord for '
-            "Windows."
+            'them with pip install ".[datasets]" in the checkout. There is no '
+            "ArrayRecord for Windows."
         ) from error
     return tensorflow_datasets

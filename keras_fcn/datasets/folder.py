@@ -142,7 +142,7 @@ class Folder:
 def inspect(image_folder, mask_folder, *, progress=None):
     """Looks for whatever may be wrong with a folder of images and one of masks.
 
-    Every file is decoded. Problems are collected, not raised.
+    Every file is decoded. What is wrong with files is collected, not raised.
 
     Args:
         image_folder: Folder of images.
@@ -157,11 +157,11 @@ def inspect(image_folder, mask_folder, *, progress=None):
         number of pixels of each (red, green, blue) in masks that hold colours instead
         of labels; of `drawn`, the number of masks by (label, its colour in the
         palette); and of `warnings`, a list of sentences.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or has no such file.
     """
-    try:
-        found, warnings = _match(image_folder, mask_folder)
-    except FileNotFoundError as error:
-        found, warnings = [], [str(error)]
+    found, warnings = _match(image_folder, mask_folder)
     report = {"pairs": len(found)}
     report |= {name: Counter() for name in OF_FILES + OF_LABELS}
     faults = []
@@ -242,7 +242,11 @@ def _files(folder, suffixes, kind):
         raise FileNotFoundError(
             f"`{folder}` is no folder; expected one that holds {kind}. Check the path."
         )
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    visible = [
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and not path.is_dir()
+    ]
     files = [path for path in visible if path.suffix.lower() in suffixes]
     if not files:
         raise FileNotFoundError(

@@ -118,7 +118,7 @@ class Reader:
             self._stop()
             raise ModuleNotFoundError(
                 f"Reading .mat files takes SciPy ({answer.decode()}); install it with "
-                'pip install "keras-fcn[datasets]".',
+                'pip install ".[datasets]" in the checkout.',
                 name="scipy",
             )
 
