@@ -116,7 +116,7 @@ class Snapshots(keras.callbacks.Callback):
             ValueError: As in `restore`; or if `fit` did not write snapshots here.
             OSError: As in `restore`.
         """
-        if not _positions(self.folder):
+        if not positions(self.folder):
             if self.batches is not None:
                 self.batches.seek(0)
             yield 0, epochs
@@ -232,7 +232,7 @@ class Snapshots(keras.callbacks.Callback):
                 _hash(digest, name, array)
                 _write_array(archive, name, array)
             _write_array(archive, "sha256", np.frombuffer(digest.digest(), np.uint8))
-        upto = [at for at in _positions(self.folder) if at <= (epoch, batch)]
+        upto = [at for at in positions(self.folder) if at <= (epoch, batch)]
         for position in upto[:-2]:
             _path(self.folder, *position).unlink()
         self._written = time.monotonic()
@@ -321,8 +321,12 @@ def _path(folder, epoch, batch):
     return folder / f"epoch-{epoch:04}-batch-{batch:06}.npz"
 
 
-def _positions(folder):
-    """Lists the (epoch, batch) of all snapshots, the newest last."""
+def positions(folder):
+    """Lists the (epoch, batch) of all snapshots, the newest last.
+
+    Args:
+        folder: Of `Snapshots`; it need not exist.
+    """
     names = [path.name for path in folder.glob("*.npz")]
     return sorted(
         tuple(map(int, match.groups()))
@@ -334,7 +338,7 @@ def _positions(folder):
 def _newest(folder):
     """Returns the newest snapshot that is not damaged: its path and its arrays."""
     damage = []
-    for position in reversed(_positions(folder)):
+    for position in reversed(positions(folder)):
         path = _path(folder, *position)
         try:
             arrays = _read(path)

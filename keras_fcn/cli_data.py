@@ -492,7 +492,7 @@ def train(options):
 
 
 def _check_resume(state, resume):
-    exists = state.is_dir() and any(state.glob("*.npz"))
+    exists = bool(callbacks.positions(state))
     if resume and not exists:
         raise FileNotFoundError(
             f"{state} holds no state of a training to go on with. Leave out --resume, "

@@ -348,3 +348,11 @@ def test_options_are_judged_before_any_data_are_read(
     assert main(["train", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_what_is_no_snapshot_is_nothing_to_go_on_with(data, capsys):
+    state = data[-1] / "state"
+    state.mkdir(parents=True)
+    (state / "mine.npz").write_bytes(b"")
+    assert main(["train", *map(str, data), "--resume"]) == 2
+    assert "holds no state of a training" in capsys.readouterr().err
