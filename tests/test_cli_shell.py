@@ -80,7 +80,10 @@ def own(stderr):
 def unread(arguments, folder):
     """Runs the command with nobody at the other end of its pipe."""
     with subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, stdout=-1, stderr=-1
+        [*COMMAND, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         process.stdout.close()
         return own(process.stderr.read().decode()), process.wait()
