@@ -515,8 +515,8 @@ class Scenes(list):
     """A source of grey pictures in which all is of the first class."""
 
     def __init__(self, label_set, channels=3):
-        picture = np.full((8, 8, channels), 99, "uint8"), np.zeros((8, 8), "uint8")
-        super().__init__([picture] * 3)
+        picture = np.full((8, 8, channels), 99, "uint8" if channels == 3 else "float32")
+        super().__init__([(picture, np.zeros((8, 8), "uint8"))] * 3)
         self.label_sets = {"": LABEL_SETS[label_set]}
         self.ids = ["a", "b", "c"]
 
