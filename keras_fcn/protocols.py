@@ -231,7 +231,7 @@ def evaluate(
             stacklevel=2,
         )
     facts = {
-        "looks": {"mirror": mirror, "scales": list(scales)},
+        "looks": {"mirror": mirror, "scales": np.asarray(scales).tolist()},
         "weights": {"sha256": fingerprint(model), "file": _file(weights)},
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -403,11 +403,13 @@ def test_a_record_reads_back_as_it_was_but_null_for_nan(tmp_path, record):
         ({"mirror": True, "scales": [1]}, ", mirror images, too"),
         ({"mirror": False, "scales": [0.75, 1.0]}, ", scales 0.75 1"),
         ({"mirror": True, "scales": [2]}, ", mirror images, too, scales 2"),
+        ({"mirror": False, "scales": np.float32([1, 0.5])}, ", scales 1 0.5"),
     ],
 )
 def test_a_record_says_how_often_the_net_looked(looks, said, record, model, source):
     found = protocols.evaluate(STREETS, model, source, **looks)
-    assert found["looks"] == looks
+    expected = {**looks, "scales": list(map(float, looks["scales"]))}
+    assert json.loads(json.dumps(found["looks"])) == expected
     assert protocols.what(found) == f"my streets val, 3 images{said}"
 
 
