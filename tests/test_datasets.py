@@ -595,7 +595,7 @@ def test_unknown_names_get_near_ones(tmp_path):
 @pytest.mark.parametrize("module", ["tensorflow_datasets", "array_record"])
 def test_a_library_that_is_missing_is_named(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)  # Python's sign for that
-    with pytest.raises(OSError, match=rf"{module}.*pip install .keras-fcn\[datasets"):
+    with pytest.raises(OSError, match=rf"{module}.*pip install .\.\[datasets"):
         catalog.load("camvid")
 
 

@@ -312,7 +312,7 @@ def test_the_child_does_not_outlive_its_parent(pretend, tmp_path):
 def test_without_scipy_it_says_what_to_install(pretend, tmp_path):
     (path,) = files(tmp_path, any=b"")
     with pretend("raise ImportError('No module named scipy')") as reader:
-        with pytest.raises(ModuleNotFoundError, match=r"keras-fcn\[datasets\]"):
+        with pytest.raises(ModuleNotFoundError, match=r"\.\[datasets\]"):
             reader.read(path, "S")
 
 
