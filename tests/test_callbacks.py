@@ -159,7 +159,7 @@ def fault_of(kind, n, moment):
 
 def position(folder):
     """The position of the newest snapshot."""
-    return callbacks._positions(folder / "state")[-1:]
+    return callbacks.positions(folder / "state")[-1:]
 
 
 def read(variable):
@@ -302,7 +302,7 @@ def work(order):
 
 def same_as_whole(folder, whole, model=None):
     """Checks that all that a training has written so far is what `whole` wrote."""
-    for at in callbacks._positions(folder / "state"):
+    for at in callbacks.positions(folder / "state"):
         path = callbacks._path(folder / "state", *at)
         assert path.read_bytes() == (whole[0] / "all" / path.name).read_bytes(), at
     if (folder / "log.csv").exists():
@@ -489,7 +489,7 @@ def test_the_averages_are_validated_and_left_and_not_what_a_training_goes_on_wit
 
 def test_a_validation_does_not_change_the_training(whole, tmp_path):
     train(tmp_path, validate=False)
-    for at in callbacks._positions(tmp_path / "state"):
+    for at in callbacks.positions(tmp_path / "state"):
         path = callbacks._path(tmp_path / "state", *at)
         assert path.read_bytes() == (whole[0] / "all" / path.name).read_bytes()
 
@@ -766,12 +766,12 @@ def contents(folder):
 
 def test_the_two_newest_snapshots_are_kept(folder, target):
     save(target, folder)
-    assert callbacks._positions(folder) == [LAST, (EPOCHS + 1, 0)]
+    assert callbacks.positions(folder) == [LAST, (EPOCHS + 1, 0)]
 
 
 def test_snapshots_of_what_is_trained_again_are_left(folder, target):
     save(target, folder, epoch=0)
-    assert callbacks._positions(folder) == [(1, 0), (2, 4), LAST]
+    assert callbacks.positions(folder) == [(1, 0), (2, 4), LAST]
 
 
 def test_what_a_killed_training_left_of_a_snapshot_is_removed(folder, target):
@@ -846,7 +846,7 @@ def test_killed_while_it_writes_a_process_leaves_the_last_snapshot_or_the_one_be
 
     def check(case):
         begun.write_bytes(bytes(8))
-        first = (callbacks._positions(tmp_path / "state") or [(0, 0)])[-1][0]
+        first = (callbacks.positions(tmp_path / "state") or [(0, 0)])[-1][0]
         child = os.fork()
         if child == 0:
             # A fork had better not use the backend.
@@ -863,7 +863,7 @@ def test_killed_while_it_writes_a_process_leaves_the_last_snapshot_or_the_one_be
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         last = struct.unpack("q", begun.read_bytes())[0]
-        if last == 1 and not callbacks._positions(tmp_path / "state"):
+        if last == 1 and not callbacks.positions(tmp_path / "state"):
             return  # killed at the first one, there need not be any
         with warnings_of() as said:
             _, arrays = callbacks._newest(tmp_path / "state")
@@ -1088,10 +1088,10 @@ def test_without_batches_whole_epochs_are_written(tmp_path):
     model, snapshots = net(), Snapshots(tmp_path, minutes=0)
     data = dict(zip("xy", validation(), strict=True), batch_size=1, verbose=0)
     model.fit(**data, epochs=1, callbacks=[Averages(), snapshots])
-    assert callbacks._positions(tmp_path) == [(1, 0)]
+    assert callbacks.positions(tmp_path) == [(1, 0)]
     with pytest.raises(SystemExit):
         model.fit(**data, callbacks=[fault_of(("SIGTERM", 1), 0, "begin"), snapshots])
-    assert callbacks._positions(tmp_path) == [(1, 0)]
+    assert callbacks.positions(tmp_path) == [(1, 0)]
 
 
 @pytest.mark.skipif(not FULL, reason="takes processes: benchmarks/fault_training.py")
