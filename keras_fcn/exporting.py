@@ -20,6 +20,8 @@ BACKENDS = {
     "ONNX for pictures of any size": ("tensorflow",),
     "a SavedModel": ("tensorflow",),
 }
+# Of ONNX from TensorFlow: its exporter takes some 400 bytes of memory for each.
+MAX_PARAMETERS = 20_000_000
 TOLERANCE = 1e-5  # of the largest logit: runtimes add up in another order
 SIZES = ((225, 256), (242, 239), (263, 230))  # to compare at; classifiers want 224
 
@@ -35,8 +37,9 @@ def export(model, path, *, size=None):
         model: A net that `fcn`, `late_fusion` or `classifier` built, in float32.
         path: `net.onnx`; or a folder, a name without suffix, for a SavedModel.
         size: (height, width) of the pictures, in pixels, where a program wants it
-            fixed; any size if None. The TensorFlow backend exports all of this,
-            PyTorch ONNX of one size, JAX nothing; a checkpoint loads on each.
+            fixed; any size if None. The TensorFlow backend exports all of this, but
+            ONNX of large nets, PyTorch ONNX of one size, JAX nothing; a checkpoint
+            loads on each.
 
     Raises:
         ValueError: If the net, the path or the backend is another one, or if what was
@@ -52,6 +55,7 @@ def export(model, path, *, size=None):
             f"{model.name} computes in {' and '.join(sorted(policies))}; expected "
             "float32: load it again without mixed precision."
         )
+    _check_memory(model, path)
     signature = _signature(model, size)
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix == ".onnx":
@@ -99,6 +103,16 @@ def check_path(path, size=None):
             f"{keras.backend.backend()} backend; set KERAS_BACKEND to "
             f"{' or '.join(BACKENDS[kind])}, where the same checkpoint can be loaded"
             f"{', or say one size' * ('any' in kind)}."
+        )
+
+
+def _check_memory(model, path):
+    many = model.count_params() > MAX_PARAMETERS
+    if many and path.suffix == ".onnx" and keras.backend.backend() == "tensorflow":
+        raise ValueError(
+            f"{model.name} has {model.count_params():,} parameters, for which "
+            "TensorFlow's exporter takes more memory than most machines have; expected "
+            f"{MAX_PARAMETERS:,} at most. Set KERAS_BACKEND to torch, and say one size."
         )
 
 
