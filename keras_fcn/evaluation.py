@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_fcn.images import decode_segmentation, read_image
+from keras_fcn.images import decode_segmentation, described, read_image
 from keras_fcn.labels import VOID
 from keras_fcn.metrics import confusion_matrix, scores
 from keras_fcn.weights import check_functional
@@ -188,26 +188,17 @@ def _pair(batch, number):
     """The images and the labels of a batch, if it is a pair of them."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(
-            f"Batch {number} is {_described(batch)}; expected (images, labels). Give a "
+            f"Batch {number} is {described(batch)}; expected (images, labels). Give a "
             "list of such tuples, of arrays [(images, labels)]; leave sample weights "
             f"out, and give pixels that are not to count the label {VOID}."
         )
     for array in _by_name(batch[0]).values():
         if not hasattr(array, "shape"):
             raise ValueError(
-                f"The images of batch {number} are {_described(array)}; expected an "
+                f"The images of batch {number} are {described(array)}; expected an "
                 "array or a tensor. Make one with np.array."
             )
     return batch
-
-
-def _described(item):
-    if hasattr(item, "shape"):
-        return f"{item.dtype} of shape {tuple(item.shape)}"
-    if isinstance(item, dict):
-        return f"a dict of {', '.join(map(str, item))}"
-    parts = len(item) if isinstance(item, tuple | list) else None
-    return f"a {type(item).__name__}{'' if parts is None else f' of {parts}'}"
 
 
 def _check_names(given, wanted, where):
@@ -393,6 +384,6 @@ def _once(batches):
         return iter(batches)
     except TypeError:
         raise ValueError(
-            f"The batches are {_described(batches)}; expected an iterable of "
+            f"The batches are {described(batches)}; expected an iterable of "
             "(images, labels), such as a list or a keras.utils.PyDataset."
         ) from None

@@ -1,6 +1,7 @@
 """Nets for programs without Keras: ONNX, and TensorFlow's SavedModel."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import secrets
@@ -19,6 +20,12 @@ BACKENDS = {
     "ONNX for pictures of one size": ("tensorflow", "torch"),
     "ONNX for pictures of any size": ("tensorflow",),
     "a SavedModel": ("tensorflow",),
+}
+FORMATS = {"ONNX": "onnx", "SavedModel": "tf_saved_model"}  # Keras' names
+# What ONNX takes, on each backend.
+PACKAGES = {
+    "tensorflow": ("onnx", "onnxruntime", "tf2onnx"),
+    "torch": ("onnx", "onnxruntime", "onnxscript"),
 }
 # Of ONNX from TensorFlow: its exporter takes some 400 bytes of memory for each.
 MAX_PARAMETERS = 20_000_000
@@ -60,15 +67,14 @@ def export(model, path, *, size=None):
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix == ".onnx":
             part = pathlib.Path(folder) / "net.onnx"
-            with _in_a_sentence(model):
-                _write_onnx(model, part, signature)
+            _write_onnx(model, part, signature)
             _compare(model, part, size)
             with files.replacing(path) as file, open(part, "rb") as source:
                 shutil.copyfileobj(source, file)
         else:
             part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
             try:
-                _run_exporter(model, part, "tf_saved_model", signature)
+                _run_exporter(model, part, "SavedModel", signature)
                 os.rename(part, path)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
@@ -83,6 +89,7 @@ def check_path(path, size=None):
 
     Raises:
         ValueError: If not.
+        OSError: If a package is missing that it takes.
     """
     if path.suffix not in (".onnx", ""):
         raise ValueError(
@@ -103,6 +110,13 @@ def check_path(path, size=None):
             f"{keras.backend.backend()} backend; set KERAS_BACKEND to "
             f"{' or '.join(BACKENDS[kind])}, where the same checkpoint can be loaded"
             f"{', or say one size' * ('any' in kind)}."
+        )
+    packages = PACKAGES[keras.backend.backend()] if path.suffix else ()
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OSError(
+            f"To write {path} takes {' and '.join(missing)}, which are not installed; "
+            'install them with pip install ".[export]" in the checkout.'
         )
 
 
@@ -127,7 +141,7 @@ def _signature(model, size):
 
 
 @contextlib.contextmanager
-def _in_a_sentence(model):
+def _in_a_sentence(model, kind):
     """What exporters cannot write they say in many ways, after many lines."""
     try:
         yield
@@ -136,30 +150,24 @@ def _in_a_sentence(model):
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{model.name} cannot be written as ONNX on the "
-            f"{keras.backend.backend()} backend ({reason}); try the other one "
-            "of tensorflow and torch, with a `size`."
+            f"{model.name} cannot be written as {kind} on the "
+            f"{keras.backend.backend()} backend ({reason}); try the other one of "
+            "tensorflow and torch, with a `size`."
         ) from error
 
 
 def _run_exporter(model, path, kind, signature):
-    with warnings.catch_warnings():  # which speak of the exporters themselves
-        warnings.simplefilter("ignore")
-        try:
-            model.export(path, kind, verbose=False, input_signature=signature)
-        except ImportError as error:
-            raise OSError(
-                f"To export takes a package that is not installed ({error}); install "
-                'it with pip install ".[export]" in the checkout.'
-            ) from None
+    with warnings.catch_warnings(), _in_a_sentence(model, kind):
+        warnings.simplefilter("ignore")  # they speak of the exporters themselves
+        model.export(path, FORMATS[kind], verbose=False, input_signature=signature)
 
 
 def _write_onnx(model, path, signature):
     """Writes ONNX, its outputs in an order and with names that are known."""
     heads = model.output if isinstance(model.output, dict) else {"logits": model.output}
     flat = keras.Model(model.input, list(heads.values()), name=model.name)
-    _run_exporter(flat, path, "onnx", signature)
-    import onnx  # with which it was written
+    _run_exporter(flat, path, "ONNX", signature)
+    import onnx
 
     net = onnx.load(path)
     names = {old.name: new for old, new in zip(net.graph.output, heads, strict=True)}
@@ -173,7 +181,8 @@ def _write_onnx(model, path, signature):
         for dim, axis in zip(dims, ("batch", "height", "width", ""), strict=True):
             if not dim.dim_value:
                 dim.dim_param = axis
-    onnx.checker.check_model(net)
+    with _in_a_sentence(model, "ONNX"):
+        onnx.checker.check_model(net)
     onnx.save(net, path)
 
 

@@ -383,6 +383,20 @@ def _check_size(image, name):
         )
 
 
+def described(item):
+    """Says in an error what came in place of a picture, labels or a pair of them.
+
+    Args:
+        item: Anything; arrays and tensors are told by type and shape.
+    """
+    if hasattr(item, "shape"):
+        return f"{item.dtype} of shape {tuple(item.shape)}"
+    if isinstance(item, dict):
+        return f"a dict of {', '.join(map(str, item))}"
+    parts = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    return f"a {type(item).__name__}{parts}"
+
+
 def _raw_mode(image):
     """Returns how an opened image stores its pixels, such as "L;2": Pillow's name."""
     for part in image.tile:

@@ -1,6 +1,7 @@
 """Exported nets, in runtimes that share no code with the package."""
 
 import functools
+import sys
 
 import keras
 import numpy as np
@@ -196,6 +197,19 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(capsys, tmp_p
         path = str(tmp_path / output)
         assert cli.main(["export", "no-such-net", "--output", path]) == 2
         assert said in capsys.readouterr().err
+
+
+@ONNX
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_package_that_is_missing_is_named_before_anything_is_loaded(
+    package, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setitem(sys.modules, package, None)  # Python's sign for that
+    options = ["--output", str(tmp_path / "net.onnx"), "--size", "9", "9"]
+    assert cli.main(["export", "no-such-net", *options]) == 2
+    said = capsys.readouterr().err
+    assert f"takes {package}, which" in said
+    assert "pip install" in said
 
 
 @ONNX

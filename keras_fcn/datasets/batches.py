@@ -21,6 +21,7 @@ import numpy as np
 from keras import tree
 from PIL import Image, ImageFilter
 
+from keras_fcn.images import described
 from keras_fcn.labels import VOID
 
 # Around a picture that does not fill its window: the mean that the VOC nets subtract
@@ -398,7 +399,7 @@ def _checked(item, place):
     """Returns an item of a source if it is a picture and its labels."""
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
-            f"{place} is {_described(item)}; expected (picture, labels). Return a "
+            f"{place} is {described(item)}; expected (picture, labels). Return a "
             "tuple of the two."
         )
     pictures, labels = map(_by_name, item)
@@ -432,7 +433,7 @@ def _check_picture(picture, place):
     )
     if not is_picture:
         raise ValueError(
-            f"{place}: the picture is {_described(picture)}; expected a NumPy array, "
+            f"{place}: the picture is {described(picture)}; expected a NumPy array, "
             "(height, width, 3) uint8, or (height, width, 1 to 4) float32. Make one "
             "with keras_fcn.images.read_image of a path, a PIL image or grey, with "
             'astype("float32") of other numbers.'
@@ -448,7 +449,7 @@ def _check_labels(labels, place):
     )
     if not is_labels:
         raise ValueError(
-            f"{place}: the labels are {_described(labels)}; expected a NumPy array, "
+            f"{place}: the labels are {described(labels)}; expected a NumPy array, "
             f"(height, width), of integers, {VOID} for void. {_remedy(labels)}"
         )
 
@@ -462,14 +463,6 @@ def _remedy(labels):
     if labels.shape[2:] == (1,):
         return "Take labels[..., 0]."
     return "Of one-hot labels take argmax(-1); give each colour an index."
-
-
-def _described(item):
-    """Says what something is: the type and the shape of an array, else the class."""
-    if isinstance(item, np.ndarray):
-        return f"{item.dtype} of shape {item.shape}"
-    parts = len(item) if isinstance(item, tuple | list) else None
-    return f"a {type(item).__name__}{'' if parts is None else f' of {parts}'}"
 
 
 def _by_name(item):
