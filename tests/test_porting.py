@@ -451,6 +451,17 @@ def alexnet(links, order):
     return model, {name: layers[name] for name in order([*links, *layers])}
 
 
+def check_convolutions(layers, path):
+    """Checks that a file holds the kernels and biases of conv1 to conv5."""
+    read = weights.read_arrays(path)
+    for name in (f"conv{i}" for i in range(1, 6)):
+        kernel, bias = layers[name].blobs
+        np.testing.assert_array_equal(
+            read[f"{name}/kernel"], kernel.transpose(2, 3, 1, 0)
+        )
+        np.testing.assert_array_equal(read[f"{name}/bias"], bias.ravel())
+
+
 ORDERS = [list, lambda names: names[::-1], sorted]
 
 
@@ -462,6 +473,7 @@ def test_caffenet_is_ported_in_whatever_order_its_layers_lie(
 ):
     model, layers = alexnet(links, order)
     port(write(caffemodel(layers, version)), tmp_path / "net.h5", model)
+    check_convolutions(layers, tmp_path / "net.h5")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -490,8 +502,10 @@ def test_an_alexnet_whose_order_the_file_does_not_say_is_taken(tmp_path, write):
     stripped = {name: layer for name, layer in layers.items() if layer.blobs}
     for i, said in enumerate((unlinked, stripped)):
         port(write(caffemodel(said)), tmp_path / f"{i}.h5", model)
+        check_convolutions(layers, tmp_path / f"{i}.h5")
     hdf5 = snapshot(layers, tmp_path / "net.caffemodel.h5")  # which lists by name
     port(hdf5, tmp_path / "net.h5", model)
+    check_convolutions(layers, tmp_path / "net.h5")
 
 
 # The published nets (nets.md of the reference, section 2), a 32nd as wide.
