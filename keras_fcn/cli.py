@@ -17,6 +17,7 @@ from rich.text import Text  # which takes "[" for what it is
 from keras_fcn import (
     checkpoints,
     cli_data,
+    cli_train,
     exporting,
     files,
     images,
@@ -31,17 +32,7 @@ from keras_fcn.cli_data import numbers
 from keras_fcn.evaluation import segment
 from keras_fcn.progress import busy, track
 
-DEMO_CHECKPOINT = "googlenet-4s-camvid"
 UNCUT = 10_000  # columns: a terminal wraps longer lines than its own, and cuts none
-# What says that there is no more memory: TensorFlow's class, and words in an error of
-# PyTorch's (on a CPU, on Windows, on a GPU) and of JAX's.
-TENSORFLOW_MEMORY = "ResourceExhaustedError"
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "RESOURCE_EXHAUSTED",
-)
 CLOSED_PIPE = 128 + 13  # the exit status that a shell gives to SIGPIPE
 
 
@@ -100,148 +91,27 @@ def _parser():
         prog="keras-fcn", description="Fully convolutional networks for segmentation."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser("list", help="the checkpoints that exist")
-    command.add_argument("--backbone", choices=models.BACKBONES)
-    command.set_defaults(run=_list)
-
-    command = commands.add_parser(
-        "show", help="a net's layers, grids, receptive field and cost"
-    )
-    command.add_argument(
-        "net", help="such as alexnet-32s, vgg16-8s, a checkpoint's name or an .h5 file"
-    )
-    command.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(500, 500),
-        metavar=("HEIGHT", "WIDTH"),
-        help="of a picture, to count operations for (500 500)",
-    )
-    command.set_defaults(run=_show)
-
-    command = commands.add_parser("predict", help="segment pictures")
-    command.add_argument("inputs", nargs="+", help="image files, and folders of them")
-    _add_checkpoint(command)
-    _add_looks(command)
-    command.add_argument("--output", default="segmented", help="folder (%(default)s)")
-    command.set_defaults(run=_predict)
-
-    command = commands.add_parser("fetch", help="download a checkpoint, and verify it")
-    command.add_argument("names", nargs="+", help="names that `keras-fcn list` prints")
-    command.add_argument(
-        "--trust-first-download",
-        action="store_true",
-        help="accept a file of which nobody has published a hash; its hash is kept",
-    )
-    command.set_defaults(run=_fetch)
-
-    command = commands.add_parser("evaluate", help="score a net on labelled pictures")
-    cli_data.add_data(command)
-    _add_checkpoint(command)
-    _add_looks(command)
-    command.add_argument("--json", help="file to write the record to")
-    command.add_argument(
-        "--picture", metavar="PNG", help="file to draw which class is taken for which"
-    )
-    command.set_defaults(run=cli_data.evaluate)
-
-    command = commands.add_parser(
-        "upper-bound", help="what a stride costs: labels against themselves, coarser"
-    )
-    cli_data.add_data(command)
-    command.add_argument(
-        "--factors",
-        type=int,
-        nargs="+",
-        default=(128, 64, 32, 16, 8, 4),
-        help="pixels along each side of a cell (128 64 32 16 8 4)",
-    )
-    command.set_defaults(run=cli_data.upper_bound)
-
-    command = commands.add_parser("train", help="train a net on labelled pictures")
-    cli_data.add_data(command)
-    cli_data.add_training(command)
-    command.set_defaults(run=cli_data.train)
-
-    command = commands.add_parser("prepare", help="build a data set of the paper's")
-    command.add_argument("name", help="such as voc2011, or camvid")
-    command.add_argument("--data-dir", help=cli_data.DATA_DIR)
-    command.add_argument("--manual-dir", help="folder of archives that you have")
-    command.set_defaults(run=cli_data.prepare)
-
-    command = commands.add_parser(
-        "convert", help="port a .caffemodel, or the VGG16 of keras.applications"
-    )
-    _add_convert(command)
-    command.set_defaults(run=_convert)
-
-    command = commands.add_parser("export", help="write a net as ONNX or SavedModel")
-    command.add_argument("checkpoint", help="a name in `keras-fcn list`, or a file")
-    command.add_argument(
-        "--output", required=True, type=pathlib.Path, help="net.onnx, or a new folder"
-    )
-    command.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="(any)"
-    )
-    command.set_defaults(run=_export)
-
-    command = commands.add_parser("check-data", help="what may be wrong with a folder")
-    command.add_argument("images", help="folder of images")
-    command.add_argument("masks", help="folder of masks: grey or palette PNG")
-    command.set_defaults(run=cli_data.check_data)
+    for add in (  # in the order in which --help lists them
+        _add_list,
+        _add_show,
+        _add_predict,
+        _add_fetch,
+        cli_data.add_evaluate,
+        cli_data.add_upper_bound,
+        cli_train.add_train,
+        cli_data.add_prepare,
+        _add_convert,
+        _add_export,
+        cli_data.add_check_data,
+    ):
+        add(commands)
     return parser
 
 
-def _add_checkpoint(command):
-    command.add_argument(
-        "--checkpoint",
-        default=DEMO_CHECKPOINT,
-        help="a name that `keras-fcn list` prints, an .h5 file, or hf://owner/repo "
-        "(%(default)s)",
-    )
-
-
-def _add_looks(command):
-    command.add_argument(
-        "--mirror", action="store_true", help="look at the mirror image, too"
-    )
-    command.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        default=(1,),
-        metavar="FACTOR",
-        help="sizes to look at, such as 0.75 1 1.5: slower, a little better (1)",
-    )
-
-
-def _add_convert(command):
-    add = command.add_argument
-    add("source", help=".caffemodel, .caffemodel.h5, or keras.applications' VGG16")
-    add("--output", required=True, help=".h5 file to write")
-    net = command.add_mutually_exclusive_group(required=True)
-    net.add_argument("--checkpoint", help="what it is: a name in `keras-fcn list`")
-    net.add_argument("--backbone", choices=models.BACKBONES)
-    kinds = command.add_mutually_exclusive_group()
-    for kind, what in (
-        ("classifier", "it is an ImageNet net, no FCN"),
-        ("late-fusion", "it has two streams, color and hha"),
-    ):
-        const = kind.replace("-", "_")
-        kinds.add_argument(
-            f"--{kind}", dest="builder", action="store_const", const=const, help=what
-        )
-    add("--stride", type=int, choices=models.STRIDES, help="pixels")
-    add("--num-classes", type=_classes, metavar="N", help="or sem=33,geo=3")
-    add("--input-channels", type=int, choices=(3, 4), help="4: colour and depth")
-    add("--skip-scales", type=numbers, metavar="pool4=0.01,pool3=0.0001")
-    add("--upsampling", choices=("bilinear", "learned"), help="bilinear is checked")
-
-
-def _classes(text):
-    return int(text) if text.isdecimal() else numbers(text, int)
+def _add_list(commands):
+    command = commands.add_parser("list", help="the checkpoints that exist")
+    command.add_argument("--backbone", choices=models.BACKBONES)
+    command.set_defaults(run=_list)
 
 
 def _list(options):
@@ -273,6 +143,24 @@ def _classes_text(classes):
     if isinstance(classes, dict):
         return ",".join(f"{head}={number}" for head, number in classes.items())
     return str(classes)
+
+
+def _add_show(commands):
+    command = commands.add_parser(
+        "show", help="a net's layers, grids, receptive field and cost"
+    )
+    command.add_argument(
+        "net", help="such as alexnet-32s, vgg16-8s, a checkpoint's name or an .h5 file"
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(500, 500),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of a picture, to count operations for (500 500)",
+    )
+    command.set_defaults(run=_show)
 
 
 def _show(options):
@@ -326,6 +214,17 @@ def _net(name):
     return models.build(entry)
 
 
+def _add_fetch(commands):
+    command = commands.add_parser("fetch", help="download a checkpoint, and verify it")
+    command.add_argument("names", nargs="+", help="names that `keras-fcn list` prints")
+    command.add_argument(
+        "--trust-first-download",
+        action="store_true",
+        help="accept a file of which nobody has published a hash; its hash is kept",
+    )
+    command.set_defaults(run=_fetch)
+
+
 def _fetch(options):
     for name in options.names:
         path = checkpoints.path_of(name)
@@ -338,6 +237,15 @@ def _fetch(options):
             path = checkpoints.locate(model, checkpoint)
         found = files.measure(path)
         print(f"{name}: {path}, {found['bytes']:,} bytes, sha256 {found['sha256']}")
+
+
+def _add_predict(commands):
+    command = commands.add_parser("predict", help="segment pictures")
+    command.add_argument("inputs", nargs="+", help="image files, and folders of them")
+    cli_data.add_checkpoint(command)
+    cli_data.add_looks(command)
+    command.add_argument("--output", default="segmented", help="folder (%(default)s)")
+    command.set_defaults(run=_predict)
 
 
 def _predict(options):
@@ -391,25 +299,13 @@ def _in_memory(picture):
     try:
         yield
     except Exception as error:
-        if not _lacks_memory(error):
+        if not cli_data.lacks_memory(error):
             raise
         raise _SkippedError(
             f"{picture} does not fit into memory; expected a smaller picture. Make it "
             "smaller, look at fewer or smaller --scales, or take a net of fewer "
             "parameters."
         ) from error
-
-
-def _lacks_memory(error):
-    """Whether an error says so, or what it was made of: Keras may lose the words."""
-    if error is None:
-        return False
-    if isinstance(error, MemoryError) or type(error).__name__ == TENSORFLOW_MEMORY:
-        return True
-    said = isinstance(error, RuntimeError) and any(
-        x in str(error) for x in OUT_OF_MEMORY
-    )
-    return said or _lacks_memory(error.__context__)
 
 
 def _segment_file(source, target, model, sets, looks):
@@ -536,6 +432,37 @@ def _check_apart(folder, output):
         )
 
 
+def _add_convert(commands):
+    command = commands.add_parser(
+        "convert", help="port a .caffemodel, or the VGG16 of keras.applications"
+    )
+    add = command.add_argument
+    add("source", help=".caffemodel, .caffemodel.h5, or keras.applications' VGG16")
+    add("--output", required=True, help=".h5 file to write")
+    net = command.add_mutually_exclusive_group(required=True)
+    net.add_argument("--checkpoint", help="what it is: a name in `keras-fcn list`")
+    net.add_argument("--backbone", choices=models.BACKBONES)
+    kinds = command.add_mutually_exclusive_group()
+    for kind, what in (
+        ("classifier", "it is an ImageNet net, no FCN"),
+        ("late-fusion", "it has two streams, color and hha"),
+    ):
+        const = kind.replace("-", "_")
+        kinds.add_argument(
+            f"--{kind}", dest="builder", action="store_const", const=const, help=what
+        )
+    add("--stride", type=int, choices=models.STRIDES, help="pixels")
+    add("--num-classes", type=_classes, metavar="N", help="or sem=33,geo=3")
+    add("--input-channels", type=int, choices=(3, 4), help="4: colour and depth")
+    add("--skip-scales", type=numbers, metavar="pool4=0.01,pool3=0.0001")
+    add("--upsampling", choices=("bilinear", "learned"), help="bilinear is checked")
+    command.set_defaults(run=_convert)
+
+
+def _classes(text):
+    return int(text) if text.isdecimal() else numbers(text, int)
+
+
 def _convert(options):
     from keras_fcn import porting  # and protobuf, which takes a quarter of a second
 
@@ -568,6 +495,18 @@ def _convert(options):
         entry["caffemodel"] = {**entry.get("caffemodel", {}), **original}
     print(f"Wrote {output}, sha256 {entry['file']['sha256']}. For the manifest:\n")
     print(porting.entry_toml(options.checkpoint or output.stem, entry))
+
+
+def _add_export(commands):
+    command = commands.add_parser("export", help="write a net as ONNX or SavedModel")
+    command.add_argument("checkpoint", help="a name in `keras-fcn list`, or a file")
+    command.add_argument(
+        "--output", required=True, type=pathlib.Path, help="net.onnx, or a new folder"
+    )
+    command.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="(any)"
+    )
+    command.set_defaults(run=_export)
 
 
 def _export(options):

@@ -634,7 +634,7 @@ def test_a_net_of_several_heads_is_not_adjusted(tmp_path, monkeypatch, capsys):
         label_sets = dict.fromkeys(("sem", "geo"), LABEL_SETS["siftflow-geo"])
 
     scenes = Scenes([(np.zeros((8, 8, 3)), dict.fromkeys(("sem", "geo"), None))])
-    monkeypatch.setattr(cli_data, "source_of", lambda *given, **known: scenes)
+    monkeypatch.setattr(catalog, "load", lambda *_, **__: scenes)
     output = tmp_path / "run"
     arguments = ["train", "siftflow", "--output", str(output), "--adjust", "1"]
     assert main([*arguments, "--validation", "siftflow"]) == 2
@@ -659,10 +659,10 @@ class Scenes(list):
 def test_a_validation_of_other_classes_is_refused_before_training(
     tmp_path, monkeypatch, capsys
 ):
-    def source_of(data, options, **_):
-        return Scenes("voc" if data == ["voc2011"] else "camvid")
+    def load(name, *_, **__):
+        return Scenes("voc" if name == "voc2011" else "camvid")
 
-    monkeypatch.setattr(cli_data, "source_of", source_of)
+    monkeypatch.setattr(catalog, "load", load)
     output = tmp_path / "run"
     arguments = ["train", "camvid", "--output", str(output), *SMALL]
     assert main([*arguments, "--validation", "voc2011"]) == 2
@@ -676,7 +676,7 @@ def test_what_is_no_colour_is_not_recoloured(
     data, channels, tmp_path, monkeypatch, capsys
 ):
     scenes, served = Scenes("nyud", channels), []
-    monkeypatch.setattr(cli_data, "source_of", lambda *_, **__: scenes)
+    monkeypatch.setattr(catalog, "load", lambda *_, **__: scenes)
 
     def batches(*arguments, **named):
         served.append(Batches(*arguments, **named))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pictures import write
 
-from keras_fcn import cli_data, models, training, weights
+from keras_fcn import cli_data, cli_train, images, models, training, weights
 from keras_fcn.cli import main
 from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets import catalog
@@ -116,6 +116,22 @@ def test_every_option_reaches_what_it_is_for(data, seen):
     }
     assert seen["fix_trunk"] == [((model,), {})]
     assert "compile_reference" not in seen
+
+
+@pytest.mark.parametrize("named", [["--classes", "a", "b"], []])
+def test_masks_are_decoded_once_before_the_first_step(data, seen, monkeypatch, named):
+    read_labels, read = images.read_labels, []
+
+    def watched(path):
+        read.append(path.name)
+        return read_labels(path)
+
+    monkeypatch.setattr(images, "read_labels", watched)
+    trained(*data, *named)
+    first = "0.png"  # whose picture shows what the net is fed
+    assert sorted(read) == [first, "0.png", "1.png", "2.png"]
+    [(_, compiled)] = seen["compile_modern"]
+    assert compiled["class_weights"] == training.balanced_weights(PIXELS, 0.5)
 
 
 def test_whole_pictures_are_moved_and_not_zoomed(data, seen):
@@ -291,7 +307,7 @@ def test_a_training_that_begins_anew_forgets_what_was_typed_and_one_resumed_does
 ):
     path = tmp_path / "command.sh"
     for typed, resume in (("first", False), ("second", False), ("third", True)):
-        cli_data._note_command(path, typed, resume)
+        cli_train._note_command(path, typed, resume)
     assert path.read_text().splitlines()[1::2] == ["second", "third"]
     assert all(line.startswith("# 20") for line in path.read_text().splitlines()[::2])
 
@@ -302,13 +318,13 @@ def test_two_trainings_at_once_do_not_share_an_output(
     pytest.importorskip("fcntl")
     arguments, begun = ["train", *map(str, data)], []
 
-    def source_of(*_, **__):
+    def read(*_):
         begun.append(len(begun))
         if begun == [0]:
             assert main(arguments) == 2  # while this one runs
         raise ValueError("The data are read.")
 
-    monkeypatch.setattr(cli_data, "source_of", source_of)
+    monkeypatch.setattr(cli_train, "_open", read)
     for _ in range(2):
         assert main(arguments) == 2
     assert begun == [0, 1]
@@ -339,10 +355,10 @@ def test_two_trainings_at_once_do_not_share_an_output(
 def test_options_are_judged_before_any_data_are_read(
     data, options, words, tmp_path, monkeypatch, capsys
 ):
-    def source_of(*_, **__):
-        pytest.fail("Data were read.")
+    def opener(*_, **__):
+        pytest.fail("Data were looked for.")
 
-    monkeypatch.setattr(cli_data, "source_of", source_of)
+    monkeypatch.setattr(cli_data, "opener", opener)
     output = tmp_path / "run"
     arguments = [*data.split(), "--output", str(output), *options.split()]
     assert main(["train", *arguments]) == 2

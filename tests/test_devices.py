@@ -22,7 +22,7 @@ import pytest
 from keras import layers, ops, tree
 from PIL import Image
 
-from keras_fcn import cli, cli_data, devices, models
+from keras_fcn import cli, cli_train, devices, models
 from keras_fcn.callbacks import Snapshots, restore
 from keras_fcn.cli import main
 from keras_fcn.datasets.batches import Batches
@@ -519,7 +519,7 @@ def test_a_command_runs_on_as_many_devices_as_it_is_told(
     assert asked_for == number
     # As they come to another process, on PyTorch.
     again, passed = pickle.loads(pickle.dumps((function, parsed)))
-    assert again is cli_data._train
+    assert again is cli_train._train
     assert (passed.data, passed.devices) == (numbered, number)
 
 
@@ -578,7 +578,7 @@ def test_a_process_of_a_command_warns_in_a_sentence_as_the_command_does(
     monkeypatch.setattr(devices, "share", share)
     options = "train camvid --output o --batch-size 2 --devices 2".split()
     with pytest.raises(_Seen):
-        cli_data._train(cli._parser().parse_args(options))
+        cli_train._train(cli._parser().parse_args(options))
     assert capsys.readouterr().err == "keras-fcn: warning: The sky falls.\n"
 
 
@@ -622,7 +622,7 @@ def test_of_a_command_s_processes_the_first_alone_shows_and_writes(begun):
         (_, (_, _, named), _), output = begun(rank, 2)
         names = {type(callback).__name__ for callback in named["callbacks"]}
         assert names == {"Averages", "Divergence"} | more
-        assert sorted(path.name for path in output.iterdir()) == files
+        assert sorted(path.name for path in output.glob("*")) == files
 
 
 @pytest.mark.usefixtures("_two_devices")

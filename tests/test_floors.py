@@ -49,6 +49,7 @@ FLOORS = [
     ],
     ["datasets.voc"],  # seg11valid is what SBD does not train on
     ["cli_data"],
+    ["cli_train"],
     ["cli"],
     ["__main__"],
 ]

@@ -131,8 +131,9 @@ def test_labels_are_counted_as_what_they_become(tmp_path):
     pairs = folder.pairs(*write(tmp_path, pictures))
     expected = np.zeros(256)
     expected[[0, 1, 2, VOID]] = 6 + 3, 6, 6 + 6, 6
-    counts = label_counts(folder.Folder(pairs, 3, relabel={11: VOID, 7: 0}))
-    np.testing.assert_array_equal(counts, expected)
+    source = folder.Folder(pairs, 3, relabel={11: VOID, 7: 0})
+    np.testing.assert_array_equal(label_counts(source), expected)
+    np.testing.assert_array_equal(source.label_counts, expected)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])

@@ -74,27 +74,7 @@ def check(pairs, num_classes, *, relabel=None):
         ValueError: If a mask cannot be read, has another size than its image or
             holds other labels. All masks of other labels make one error.
     """
-    if not pairs:
-        raise ValueError("There are no pairs; expected one image and mask at least.")
-    if isinstance(num_classes, dict):
-        raise ValueError(
-            f"The net has the heads {', '.join(num_classes)}; expected a net of one, "
-            "as a folder holds one mask per image. Use keras_fcn.evaluate with "
-            "keras.Model(model.inputs, model.output[head])."
-        )
-    table = _relabel_table(relabel)
-    valid = (table < num_classes) | (table == VOID)
-    sizes, wrong = [], {}
-    for image, mask in pairs:
-        labels, (_, size) = images.read_labels(mask), _header(image)
-        if labels.shape != size:
-            raise ValueError(_mismatch(image, size, mask, labels.shape))
-        sizes.append(size)
-        stray = np.flatnonzero(~valid & (_histogram(labels) > 0))
-        if stray.size:
-            wrong[mask] = stray.tolist()
-    if wrong:
-        raise ValueError(_stray_labels(wrong, num_classes))
+    sizes, _ = _read(pairs, num_classes, _relabel_table(relabel))
     return sizes
 
 
@@ -111,6 +91,8 @@ class Folder:
     Attributes:
         ids: The images' names without suffix, in order.
         label_sets: `{"": label_set}`.
+        label_counts: The pixels of each label as they were checked, (256,) int64: what
+            `batches.label_counts` would read all masks again for.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -119,10 +101,10 @@ class Folder:
 
     def __init__(self, pairs, num_classes, *, relabel=None, label_set=None):
         self.pairs = list(pairs)
-        check(self.pairs, num_classes, relabel=relabel)
+        self._table = _relabel_table(relabel)
+        _, self.label_counts = _read(self.pairs, num_classes, self._table)
         self.ids = [Path(image).stem for image, _ in self.pairs]
         self.label_sets = {"": label_set or LabelSet((), voc_colormap())}
-        self._table = _relabel_table(relabel)
 
     def __len__(self):
         return len(self.pairs)
@@ -268,6 +250,33 @@ def _header(path):
     except _DAMAGE:
         images.read_image(path)  # raises, and says what is wrong
         raise
+
+
+def _read(pairs, num_classes, table):
+    """Reads and checks all masks; returns their sizes, and the pixels of each label."""
+    if not pairs:
+        raise ValueError("There are no pairs; expected one image and mask at least.")
+    if isinstance(num_classes, dict):
+        raise ValueError(
+            f"The net has the heads {', '.join(num_classes)}; expected a net of one, "
+            "as a folder holds one mask per image. Use keras_fcn.evaluate with "
+            "keras.Model(model.inputs, model.output[head])."
+        )
+    valid = (table < num_classes) | (table == VOID)
+    sizes, wrong, counts = [], {}, np.zeros(256, np.int64)
+    for image, mask in pairs:
+        labels, (_, size) = images.read_labels(mask), _header(image)
+        if labels.shape != size:
+            raise ValueError(_mismatch(image, size, mask, labels.shape))
+        sizes.append(size)
+        histogram = _histogram(labels)
+        np.add.at(counts, table, histogram)
+        stray = np.flatnonzero(~valid & (histogram > 0))
+        if stray.size:
+            wrong[mask] = stray.tolist()
+    if wrong:
+        raise ValueError(_stray_labels(wrong, num_classes))
+    return sizes, counts
 
 
 def _histogram(labels):
