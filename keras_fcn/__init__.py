@@ -8,8 +8,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         f"Keras wants the backend {backend}, which is not installed; install it with "
-        f'pip install "keras-fcn[{backend}]", or set KERAS_BACKEND to one that is: '
-        "tensorflow, jax or torch.",
+        f'pip install ".[{backend}]" in the checkout, or set KERAS_BACKEND to one that '
+        "is: tensorflow, jax or torch.",
         name=backend,
     ) from None
 

@@ -1,6 +1,7 @@
 """The nets of the paper: a backbone, one decoder, and what they are fed."""
 
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -221,12 +222,26 @@ def fcn(
     return checkpoints.fill(model, checkpoint)
 
 
-FCN32s = functools.partial(fcn, stride=32)
-FCN32s.__doc__ = "Builds `fcn(backbone, stride=32, ...)`: no skips; see `fcn`."
-FCN16s = functools.partial(fcn, stride=16)
-FCN16s.__doc__ = "Builds `fcn(backbone, stride=16, ...)`: one skip; see `fcn`."
-FCN8s = functools.partial(fcn, stride=8)
-FCN8s.__doc__ = "Builds `fcn(backbone, stride=8, ...)`: two skips; see `fcn`."
+def _fcn_at(stride, skips):
+    """Returns `fcn` of one stride, as a function of its own name and signature."""
+
+    @functools.wraps(fcn)
+    def build(backbone="vgg16", num_classes=None, **others):
+        return fcn(backbone, stride, num_classes, **others)
+
+    build.__name__ = build.__qualname__ = f"FCN{stride}s"
+    build.__doc__ = (
+        f"Builds `fcn(backbone, stride={stride}, ...)`, with {skips}; see `fcn`."
+    )
+    signature = inspect.signature(fcn)
+    taken = [x for name, x in signature.parameters.items() if name != "stride"]
+    build.__signature__ = signature.replace(parameters=taken)
+    return build
+
+
+FCN32s = _fcn_at(32, "no skips")
+FCN16s = _fcn_at(16, "one skip")
+FCN8s = _fcn_at(8, "two skips")
 
 
 def late_fusion(

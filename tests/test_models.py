@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+import inspect
 import itertools
 import os
 import re
@@ -307,6 +308,17 @@ def test_the_short_names_build_the_nets_of_their_strides():
         model = getattr(keras_fcn, name)("alexnet", **entry)
         assert model.name == f"fcn{stride}s_alexnet"
         assert models.describe(model)["model"]["stride"] == stride
+
+
+def test_the_short_names_take_what_fcn_takes_but_for_the_stride():
+    takes = dict(inspect.signature(keras_fcn.fcn).parameters)
+    del takes["stride"]
+    assert dict(inspect.signature(keras_fcn.FCN16s).parameters) == takes
+    assert "one skip" in keras_fcn.FCN16s.__doc__
+    model = keras_fcn.FCN32s("alexnet", 3, width=1e-6)
+    assert model.output_shape[-1] == 3
+    with pytest.raises(TypeError, match="stride"):
+        keras_fcn.FCN32s(stride=8)
 
 
 def test_a_new_net_has_a_random_trunk_and_logits_of_zero():
