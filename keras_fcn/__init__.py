@@ -26,8 +26,8 @@ from keras_fcn.models import (
     fcn,
     late_fusion,
     load_checkpoint,
-    save_checkpoint,
 )
+from keras_fcn.saving import save_checkpoint
 from keras_fcn.training import compile_modern, compile_reference
 from keras_fcn.weights import transplant
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_fcn import (
+    batch_norm,
     callbacks,
     checkpoints,
     devices,
@@ -25,6 +26,7 @@ from keras_fcn import (
     metrics,
     models,
     protocols,
+    saving,
     training,
 )
 from keras_fcn import weights as weight_files
@@ -557,7 +559,7 @@ def _train_alone(options, recipe, known):
     batches = _batches(options, source)
     if options.batch_norm and options.init:
         with busy("Fitting the normalisation to a batch"):
-            models.fit_batch_norm(model, batches.batch(0, 0)[0])
+            batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
     epochs = options.epochs or math.ceil(recipe.steps / len(batches))
     if options.fix_trunk:
         training.fix_trunk(model)
@@ -590,11 +592,11 @@ def _train_alone(options, recipe, known):
         devices.wait()  # until the first process has written its snapshot
     if devices.is_first():
         if options.batch_norm:
-            model = models.fold_batch_norm(model)
+            model = batch_norm.fold_batch_norm(model)
         if options.adjust:
             training.adjust_logits(model, weights, options.adjust)
         facts = {"labels": _labels_fact(source.label_sets)}
-        models.save_checkpoint(model, output / "model.h5", facts=facts)
+        saving.save_checkpoint(model, output / "model.h5", facts=facts)
         callbacks.curves(output / "log.csv", output / "curves.png")
         print(f"Wrote {output / 'model.h5'}, and curves.png beside it")
         if validation:

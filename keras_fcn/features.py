@@ -27,7 +27,7 @@ class Feature(NamedTuple):
         kernel_initializer: For the convolutions on it. Nets whose weights are about
             to be loaded use "zeros": drawing 134 M random numbers takes seconds.
         batch_norm: Whether the hidden convolutions on it are normalised, as in no
-            published net: `models.fold_batch_norm` takes that out after training.
+            published net: `batch_norm.fold_batch_norm` takes that out after training.
     """
 
     tensor: Any

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pictures import write
 
-from keras_fcn import cli_data, models, training, weights
+from keras_fcn import batch_norm, cli_data, models, saving, training, weights
 from keras_fcn.cli import main
 from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets import catalog
@@ -41,7 +41,7 @@ def seen(monkeypatch):
     watch(keras.config, "set_dtype_policy", lambda policy: None)
     watch(keras.utils, "set_random_seed", keras.utils.set_random_seed)
     watch(training, "fix_trunk", training.fix_trunk)
-    watch(models, "fit_batch_norm", models.fit_batch_norm)
+    watch(batch_norm, "fit_batch_norm", batch_norm.fit_batch_norm)
     watch(training, "compile_modern", end)
     watch(training, "compile_reference", end)
     return found
@@ -171,7 +171,7 @@ def test_normalisation_is_fitted_to_a_net_that_is_trained_on(
 ):
     start = tmp_path / "lr=1" / "model.h5"  # no stream is called so
     start.parent.mkdir()
-    models.save_checkpoint(models.fcn("alexnet", 32, 2), start)
+    saving.save_checkpoint(models.fcn("alexnet", 32, 2), start)
     seen.clear()
     options = ["--backbone", "alexnet", "--stride", "32", "--classes", "a", "b"]
     options += ["--batch-norm", *(["--init", start] if before else [])]
@@ -264,7 +264,7 @@ def test_pictures_of_a_data_set_are_fed_as_its_net_wants_them(
 def test_each_stream_starts_from_a_net_of_its_own(seen, loaded, tmp_path):
     paths = [tmp_path / "1.h5", tmp_path / "2.h5"]
     for classes, path in enumerate(paths, start=2):
-        models.save_checkpoint(models.fcn("alexnet", 32, classes), path)
+        saving.save_checkpoint(models.fcn("alexnet", 32, classes), path)
     options = ["--output", tmp_path / "run", "--backbone", "alexnet", "--balance", "0"]
     options += ["--stride", "32", "--init", f"hha={paths[0]}", f"color={paths[1]}"]
     trained("nyudv2-color-hha", *options)

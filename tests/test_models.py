@@ -13,7 +13,15 @@ import oracle
 import pytest
 
 import keras_fcn
-from keras_fcn import checkpoints, manifest, models, training, weights
+from keras_fcn import (
+    batch_norm,
+    checkpoints,
+    manifest,
+    models,
+    saving,
+    training,
+    weights,
+)
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.features import Feature
 from keras_fcn.geometry import Grid
@@ -307,7 +315,7 @@ def test_the_short_names_build_the_nets_of_their_strides():
     for name, stride in [("FCN32s", 32), ("FCN16s", 16), ("FCN8s", 8)]:
         model = getattr(keras_fcn, name)("alexnet", **entry)
         assert model.name == f"fcn{stride}s_alexnet"
-        assert models.describe(model)["model"]["stride"] == stride
+        assert saving.describe(model)["model"]["stride"] == stride
 
 
 def test_the_short_names_take_what_fcn_takes_but_for_the_stride():
@@ -489,7 +497,7 @@ def test_a_saved_net_has_the_same_logits(backbone, tmp_path):
     model.save(tmp_path / "net.keras")
     again = keras.models.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(predict(again, x), logits)
-    models.save_checkpoint(model, tmp_path / "net.h5")
+    saving.save_checkpoint(model, tmp_path / "net.h5")
     again = models.load_checkpoint(tmp_path / "net.h5")
     np.testing.assert_array_equal(predict(again, x), logits)
 
@@ -582,7 +590,7 @@ NETS = {
 def test_a_checkpoint_says_how_to_build_its_net(arguments, tmp_path):
     keras.utils.set_random_seed(1)  # of Dropout
     model = build(**arguments)
-    models.save_checkpoint(model, tmp_path / "net.h5")
+    saving.save_checkpoint(model, tmp_path / "net.h5")
     keras.utils.set_random_seed(1)
     again = models.load_checkpoint(tmp_path / "net.h5")
     assert again.get_config() == model.get_config()
@@ -600,7 +608,7 @@ def test_a_normalised_net_is_folded_into_the_plain_one_of_the_same_logits(backbo
     for norm in layers_of(model, NORM):
         drawn = rng.uniform(0.5, 1.5, (4, *norm.gamma.shape)).astype("float32")
         norm.set_weights(list(drawn))
-    plain = models.fold_batch_norm(model)
+    plain = batch_norm.fold_batch_norm(model)
     assert [v.path for v in plain.weights] == [v.path for v in twin.weights]
     assert_close(predict(plain, pictures(45, 67)), predict(model, pictures(45, 67)))
     assert np.ptp(predict(plain, pictures(45, 67))) > 0
@@ -615,7 +623,7 @@ def test_a_normalised_net_that_learns_is_folded_as_it_predicts():
     for norm, then in zip(layers_of(model, NORM), before, strict=True):
         for number, earlier in zip(norm.get_weights(), then, strict=True):
             assert (number != earlier).any()
-    assert_close(predict(models.fold_batch_norm(model), x), predict(model, x))
+    assert_close(predict(batch_norm.fold_batch_norm(model), x), predict(model, x))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -626,7 +634,7 @@ def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbon
         kernel, bias = plain.get_layer(name).get_weights()
         plain.get_layer(name).set_weights([size * kernel, bias + size])
     weights.transplant(plain, model)
-    models.fit_batch_norm(model, pictures(45, 67, batch=2))
+    batch_norm.fit_batch_norm(model, pictures(45, 67, batch=2))
     x = pictures(45, 67, seed=1)
     assert_close(predict(model, x), predict(plain, x))
     for name in names:
@@ -645,7 +653,7 @@ def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbon
 def test_the_weights_of_a_file_say_how_many_classes_there_are(tmp_path):
     path = tmp_path / "net.h5"
     model = build("alexnet", 32, 5)
-    models.save_checkpoint(model, path)
+    saving.save_checkpoint(model, path)
     again = models.fcn("alexnet", 32, weights=path, width=1 / 32)
     assert again.output_shape[-1] == 5
     with pytest.raises(ValueError, match="has 5 classes") as error:
@@ -670,7 +678,7 @@ def one_convolution():
 def test_another_model_than_those_of_fcn_has_no_description(make):
     model = make()
     with pytest.raises(ValueError, match="no layers of an FCN") as error:
-        models.describe(model)
+        saving.describe(model)
     assert str(error.value) == (
         f"The model {model.name!r} has no layers of an FCN; expected one that "
         "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
@@ -806,7 +814,7 @@ def test_what_a_net_is_fed_can_be_said_where_no_weights_say_it(tmp_path):
     keras_fcn.save_checkpoint(model, path)
     for more in ({}, {"preprocessing": HHA}):
         again = keras_fcn.fcn(**thin, weights=path, **more)
-        assert models.describe(again)["input"] == HHA
+        assert saving.describe(again)["input"] == HHA
     other = {**HHA, "mean": [1, 2, 3]}
     with pytest.raises(ValueError, match="weights were trained on .*; leave it out"):
         keras_fcn.fcn(**thin, weights=path, preprocessing=other)
@@ -825,7 +833,7 @@ def save_thin(path, builder=models.fcn, **arguments):
     for layer in model.layers:
         if layer.name.startswith("score_") and layer.weights:
             layer.set_weights([rng.standard_normal(w.shape) for w in layer.weights])
-    models.save_checkpoint(model, path)
+    saving.save_checkpoint(model, path)
     return model
 
 
@@ -836,8 +844,8 @@ def test_a_net_fed_centred_data_gets_no_preprocessing_from_its_file(builder, tmp
     build = functools.partial(builder, "vgg16", 16, weights=path, width=1 / 32)
     with pytest.raises(ValueError, match="net without preprocessing; expected"):
         build()
-    same = models.describe(build(include_preprocessing=False))
-    assert same == models.describe(models.load_checkpoint(path))
+    same = saving.describe(build(include_preprocessing=False))
+    assert same == saving.describe(models.load_checkpoint(path))
 
 
 def test_a_file_of_a_net_without_skip_scales_takes_none(tmp_path):
@@ -891,7 +899,7 @@ def test_what_was_made_of_a_net_is_not_saved_as_that_net(change, tmp_path):
     model = models.fcn("alexnet", 16, {"a": 3, "b": 4}, width=1e-6)
     made = keras.Model(model.input, change(model))
     with pytest.raises(ValueError, match="has other (output|weights) than the net"):
-        models.save_checkpoint(made, tmp_path / "net.h5")
+        saving.save_checkpoint(made, tmp_path / "net.h5")
     assert not list(tmp_path.iterdir())
 
 
@@ -899,7 +907,7 @@ def test_what_was_made_of_a_net_is_not_saved_as_that_net(change, tmp_path):
 def test_a_clone_of_a_net_that_was_loaded_has_kernels_to_learn_with(norm, tmp_path):
     path = str(tmp_path / "net.h5")
     net = models.fcn("googlenet", 16, 3, width=1 / 16, batch_norm=norm)
-    models.save_checkpoint(net, path)
+    saving.save_checkpoint(net, path)
     clone = keras.models.clone_model(models.load_checkpoint(path))
     for layer in layers_of(clone, keras.layers.Conv2D):
         drawn = weights.to_numpy(layer.kernel).any()
@@ -928,9 +936,9 @@ def test_a_net_is_built_again_whatever_its_heads_are_called(names, channels, tmp
     scales = {"pool4": 0.5, "pool3": 0.25}
     arguments = {"skip_scales": scales, "input_channels": channels, "width": 1 / 64}
     model = oracle.draw(models.fcn("vgg16", 8, heads, **arguments))
-    models.save_checkpoint(model, tmp_path / "net.h5")
+    saving.save_checkpoint(model, tmp_path / "net.h5")
     again = models.load_checkpoint(str(tmp_path / "net.h5"))
-    described = models.describe(again)["model"]
+    described = saving.describe(again)["model"]
     assert {name: described[name] for name in arguments} == arguments
     assert described["num_classes"] == heads
     assert not described["batch_norm"]
@@ -949,12 +957,12 @@ def test_numbers_of_numpy_build_a_net_that_can_be_saved(tmp_path):
     net = {"skip_scales": {"pool4": np.float32(0.01)}, "num_classes": np.int64(3)}
     hha = {"channels": "RGB", "mean": np.float32(HHA["mean"])}
     model = models.fcn("vgg16", 16, **net, preprocessing=hha, width=1 / 32)
-    models.save_checkpoint(model, tmp_path / "a.h5")
-    again = models.describe(models.load_checkpoint(str(tmp_path / "a.h5")))
-    assert again == models.describe(model)
+    saving.save_checkpoint(model, tmp_path / "a.h5")
+    again = saving.describe(models.load_checkpoint(str(tmp_path / "a.h5")))
+    assert again == saving.describe(model)
     plain = {"include_preprocessing": False, "width": 1 / 32}
     model = models.fcn("vgg16", 32, 3, input_channels=np.int64(5), **plain)
-    models.save_checkpoint(model, tmp_path / "b.h5")
+    saving.save_checkpoint(model, tmp_path / "b.h5")
     assert models.load_checkpoint(str(tmp_path / "b.h5")).input_shape[-1] == 5
 
 
@@ -969,7 +977,7 @@ def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = build("vgg16", 32)
     with pytest.raises(ValueError, match=f"{name} was given; .* ends in .h5 or .hdf5"):
-        models.save_checkpoint(model, name)
+        saving.save_checkpoint(model, name)
     assert not list(tmp_path.iterdir())
 
 
@@ -990,7 +998,7 @@ def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path, monkeypatch):
 def test_labels_that_are_none_are_not_written(labels, message, tmp_path):
     model = models.fcn("vgg16", 32, 3, width=1 / 64)
     with pytest.raises(ValueError, match=re.escape(message)):
-        models.save_checkpoint(model, tmp_path / "a.h5", facts={"labels": labels})
+        saving.save_checkpoint(model, tmp_path / "a.h5", facts={"labels": labels})
     assert not list(tmp_path.iterdir())
 
 
@@ -998,7 +1006,7 @@ def test_heads_may_have_labels_of_their_own(tmp_path):
     model = models.fcn("vgg16", 32, {"sem": 2, "geo": 3}, width=1 / 64)
     labels = {"sem": {"names": ["road", "rest"]}, "geo": "siftflow-geo"}
     path = str(tmp_path / "a.h5")
-    models.save_checkpoint(model, path, facts={"labels": labels})
+    saving.save_checkpoint(model, path, facts={"labels": labels})
     sets = manifest.label_sets(models.checkpoint_entry(path))
     assert {head: known.names for head, known in sets.items()} == {
         "sem": ("road", "rest"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scripts
 
-from keras_fcn import cli, files, models, weights
+from keras_fcn import cli, files, models, saving, weights
 
 tool = scripts.load("tools/train_camvid.py")
 CAMVID = pathlib.Path("camvid")
@@ -24,7 +24,7 @@ def trained(monkeypatch):
         output = pathlib.Path(options.output)
         output.mkdir(parents=True)
         net = models.fcn("googlenet", options.stride, 11, width=1 / 16)
-        models.save_checkpoint(net, output / "model.h5")
+        saving.save_checkpoint(net, output / "model.h5")
 
     monkeypatch.setattr(tool, "keras_fcn", run)
     return seen
