@@ -365,6 +365,15 @@ def test_a_caffemodel_put_there_by_hand_is_ported_and_stays(site, monkeypatch, h
     assert here.server.log == []
 
 
+def test_offline_without_a_hash_the_way_by_hand_ends_with_the_word(site, monkeypatch):
+    monkeypatch.setenv("KERAS_FCN_OFFLINE", "1")
+    here = site("host", hashes=[])
+    message = here.refuses(OSError)
+    assert f"keras-fcn fetch {NAME} --trust-first-download" in message
+    here = site("host")
+    assert "--trust-first-download" not in here.refuses(OSError)
+
+
 def test_a_wrong_caffemodel_put_there_by_hand_is_named_and_stays(site):
     here = site("host")
     here.cache.mkdir(parents=True)
@@ -825,8 +834,7 @@ def names_everything(here, message):
     texts = [NAME, here.path, f"{len(here.body):,} bytes", digest, here.cache / file]
     if here.kind == "host":
         texts.append(
-            "python tools/convert_caffe.py fcn8s.caffemodel "
-            f"--checkpoint {NAME} --output {NAME}.h5"
+            f"keras-fcn convert fcn8s.caffemodel --checkpoint {NAME} --output {NAME}.h5"
         )
     return all(str(text) in message for text in texts)
 

@@ -205,7 +205,7 @@ def test_offline_the_error_says_what_to_put_where_and_that_is_then_used(
     for word in [*words, "about 537 MB"]:  # as the manifest counts its parameters
         assert word in str(caught.value)
     assert f"at {place}" in str(caught.value)
-    assert f"tools/convert_caffe.py {name}.caffemodel" in str(caught.value)
+    assert f"keras-fcn convert {name}.caffemodel" in str(caught.value)
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(content)
     assert np.ptp(logits(build())[""]) > 0

@@ -678,6 +678,20 @@ def test_weights_that_do_not_exist_are_named_with_those_that_do(
     assert "pass an .h5 file" in str(error.value)
 
 
+def test_a_whole_name_for_weights_leads_to_load_checkpoint():
+    with pytest.raises(ValueError, match="whole name") as error:
+        keras_fcn.FCN8s("googlenet", weights="googlenet-8s-camvid")
+    assert "load_checkpoint('googlenet-8s-camvid')" in str(error.value)
+
+
+def test_a_tag_that_nothing_bears_is_answered_with_a_few_near_names():
+    with pytest.raises(ValueError, match="There is no checkpoint") as error:
+        keras_fcn.FCN16s(weights="pascalcontext")
+    assert "what exists is vgg16-16s-pascal-context, " in str(error.value)
+    assert "list_checkpoints()" in str(error.value)
+    assert "camvid" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("tag", "builder", "other"),
     [
