@@ -822,6 +822,14 @@ def _net(options, source):
     for start in options.init:
         stream, name = _start(start, streams)
         stayed = weight_files.transplant(models.load_checkpoint(name), model, stream)
+        fitting = weight_files.shapes(model).keys() - set(stayed)
+        # Biases of as many scores fit those of any net.
+        if all(name.startswith(("score_", "upscore")) for name in fitting):
+            raise ValueError(
+                f"--init {start} has no trunk that fits {options.backbone}-"
+                f"{options.stride}s; expected a checkpoint of {options.backbone}. "
+                "Pass the --backbone that it is of, or leave --init out."
+            )
         # What normalises is set by the first batch, in `_train`.
         stayed = [weight for weight in stayed if "_bn/" not in weight]
         print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")

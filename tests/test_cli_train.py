@@ -90,6 +90,16 @@ WINDOWS = {
 PIXELS = [3 * 37 * 11, 3 * 37 * 39]  # of the two classes, void left out
 
 
+@pytest.mark.parametrize("classes", range(2, 7))  # the pictures' number among them
+def test_a_start_of_another_backbone_is_refused(classes, data, seen, tmp_path, capsys):
+    start = tmp_path / "vgg16.h5"
+    models.save_checkpoint(models.fcn("vgg16", 32, classes), start)
+    assert main(["train", *map(str, data), "--init", str(start)]) == 2
+    error = capsys.readouterr().err
+    assert f"--init {start} has no trunk that fits googlenet-8s" in error
+    assert "Pass the --backbone" in error
+
+
 def test_every_option_reaches_what_it_is_for(data, seen):
     options = "--classes left right --backbone alexnet --stride 16 --upsampling learned"
     options += " --batch-size 2 --crop 48 --scale 0.8 1.5 --no-mirror --color 0.1"
