@@ -161,6 +161,20 @@ def crop_like(x, onto, *, name):
     return x._replace(tensor=layer([x.tensor, onto.tensor]), grid=x.grid.crop(offset))
 
 
+def crop_alike(x, y, *, names):
+    """Returns two features of one stride, cropped to the cells that both have.
+
+    Args:
+        x: A `Feature`.
+        y: Another.
+        names: Of the layers that crop `x` and `y`.
+    """
+    if x.grid.start > y.grid.start:  # the one that begins further out is cropped first
+        return crop_alike(y, x, names=names[::-1])[::-1]
+    x = crop_like(x, y, name=names[0])
+    return x, crop_like(y, x, name=names[1])
+
+
 def _merge(layer, xs):
     grids = {x.grid for x in xs}
     if len(grids) > 1:

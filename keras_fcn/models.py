@@ -16,6 +16,7 @@ from keras_fcn.features import (
     add,
     average,
     conv,
+    crop_alike,
     crop_like,
     scale,
     upsample,
@@ -84,9 +85,9 @@ def fuse(scores, image, *, upsampling="bilinear", head=""):
     for name in reversed(skips):
         skip = scores[name]
         up = upsample(x, 2, skip, name=upscore, learned=learned)
-        skip = crop_like(skip, up, name=f"score_{name}{head}c")
         # GoogLeNet's taps end a cell short of the upsampled map at half of all sizes.
-        up = crop_like(up, skip, name=f"{upscore}c")
+        names = f"score_{name}{head}c", f"{upscore}c"
+        skip, up = crop_alike(skip, up, names=names)
         x = add(up, skip, name=f"fuse_{name}{head}")
         upscore = f"upscore_{name}{head}"
     stride = int(x.grid.stride)
