@@ -89,6 +89,13 @@ def test_a_path_may_be_text_or_a_path(tmp_path):
         assert net.output.shape[-1] == 2
 
 
+def test_a_name_with_a_folder_in_it_is_that_of_a_file():
+    with pytest.raises(FileNotFoundError, match="folder/net is not a file"):
+        keras_fcn.load_checkpoint("folder/net")
+    with pytest.raises(ValueError, match="There is no checkpoint 'net'"):
+        keras_fcn.load_checkpoint("net")
+
+
 @pytest.mark.parametrize("first", ["bilinear", "learned"])
 def test_one_file_serves_fixed_and_learned_upsampling(first, host):
     host.serve("vgg16-8s-voc", original("vgg16-8s-voc"), width=SMALL)
