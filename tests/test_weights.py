@@ -545,6 +545,18 @@ def test_compressed_files_load(options, path, model):
     assert numbers(target) == numbers(model)
 
 
+def test_a_chunk_that_was_left_unpacked_loads(path, model):
+    with h5py.File(path, "a") as file:
+        array = file["conv1/kernel"][()]
+        del file["conv1/kernel"]
+        chunks = {"chunks": array.shape, "compression": "gzip"}
+        item = file["conv1"].create_dataset("kernel", array.shape, "f4", **chunks)
+        item.id.write_direct_chunk((0,) * 4, array.tobytes(), filter_mask=1)
+    target = small()
+    weights.load(target, path)
+    assert numbers(target) == numbers(model)
+
+
 # Hostile files
 
 
