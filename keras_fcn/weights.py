@@ -474,7 +474,7 @@ def _opened(path):
             )
         raise ValueError(
             f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
-            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py, or those "
+            "written by keras_fcn.save_checkpoint or `keras-fcn convert`, or those "
             f"that they are converted from. {remedy}"
         ) from error
 
