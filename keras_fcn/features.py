@@ -7,7 +7,12 @@ import keras
 from keras import layers
 
 from keras_fcn.geometry import Grid, bilinear_kernel_size
-from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
+from keras_fcn.kernels import (
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    MaxPooling2D,
+)
 from keras_fcn.layers import (
     BilinearKernel,
     BilinearUpsampling,
@@ -89,7 +94,7 @@ def max_pool(x, kernel, stride, *, name, pad=0):
 
 def average_pool(x, kernel, *, name):
     """Returns the means of `x` over kernel by kernel cells, at stride 1."""
-    layer = layers.AveragePooling2D(kernel, 1, name=name + x.suffix)
+    layer = AveragePooling2D(kernel, 1, name=name + x.suffix)
     return x.then(layer, x.grid.window(kernel))
 
 

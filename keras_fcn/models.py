@@ -298,7 +298,9 @@ def classifier(
     """Builds the ImageNet classifier as a convolution: heatmaps (paper, figure 2).
 
     The padding is that of the classifier: an image of its own size (224 pixels,
-    AlexNet 227) gives one cell, larger ones a heatmap.
+    AlexNet 227) gives one cell, larger ones a heatmap. Below 193 pixels (AlexNet 199,
+    GoogLeNet 223) there is no cell: an error, but on TensorFlow, once the net has been
+    given several sizes, one in TensorFlow's words, or a heatmap of no cells.
 
     Args:
         backbone: As in `fcn`.

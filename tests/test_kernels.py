@@ -4,7 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D, window
+from keras_fcn.kernels import (
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    MaxPooling2D,
+    window,
+)
 from keras_fcn.layers import CropLike
 
 
@@ -45,6 +51,23 @@ def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
         for kind in (MaxPooling2D, keras.layers.MaxPooling2D)
     )
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        MaxPooling2D((3, 2), name="x"),
+        AveragePooling2D((3, 2), name="x"),
+        Conv2D(1, (3, 2), name="x"),
+        Conv2D(1, (2, 2), dilation_rate=(2, 1), name="x"),
+    ],
+)
+def test_a_map_smaller_than_a_window_is_refused(layer):
+    assert layer(noise(1, 3, 2, 1)).shape == (1, 1, 1, 1)
+    for size in ((2, 2), (3, 1), (0, 0)):
+        found = "x was given a map of {} by {} cells, and its window is".format(*size)
+        with pytest.raises(ValueError, match=found):
+            layer(noise(1, *size, 1))
 
 
 # Batch normalisation

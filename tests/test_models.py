@@ -425,6 +425,23 @@ def test_a_classifier_has_one_cell_at_its_own_size_and_one_more_every_32_pixels(
 
 
 @pytest.mark.parametrize(
+    ("backbone", "size", "layer"),
+    [
+        ("alexnet", 198, "fc6"),
+        ("vgg16", 192, "fc6"),
+        ("googlenet", 222, "pool5_7x7_s1"),
+    ],
+)
+def test_a_classifier_says_that_a_picture_is_too_small(backbone, size, layer):
+    model = models.classifier(backbone, 3, width=1e-6)
+    assert predict(model, pictures(size + 1, size + 1)).shape == (1, 1, 1, 3)
+    for sides in ((size, size + 1), (size, size)):
+        model = models.classifier(backbone, 3, width=1e-6)
+        with pytest.raises(ValueError, match=f"{layer} was given a map of"):
+            predict(model, pictures(*sides))
+
+
+@pytest.mark.parametrize(
     ("backbone", "last"),
     [("alexnet", "fc8"), ("vgg16", "fc8"), ("googlenet", "loss3_classifier")],
 )

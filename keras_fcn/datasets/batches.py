@@ -56,12 +56,29 @@ def label_counts(source, head=""):
         head: Whose labels, where there are several.
 
     Returns:
-        (256,) int64.
+        (256,) int64; the last one is void's.
+
+    Raises:
+        ValueError: If labels are none, as in `Batches`, are not 0 to 255, or have no
+            such head.
     """
     counts = np.zeros(256, np.int64)
     for i in range(len(source)):
-        labels = source.labels(i)[head] if head else source.labels(i)
-        counts += np.bincount(labels.ravel(), minlength=256)
+        place, heads = f"source.labels({i})", _by_name(source.labels(i))
+        if head not in heads:
+            known = ", ".join(map(repr, heads))
+            raise ValueError(
+                f"{place} has the heads {known}, and head={head!r} was given; expected "
+                "one of them, '' for the only one."
+            )
+        labels = heads[head]
+        _check_labels(labels, place)
+        if labels.min() < 0 or labels.max() > 255:
+            raise ValueError(
+                f"{place} holds the values {labels.min()} to {labels.max()}; expected "
+                f"classes from 0, and {VOID} for void."
+            )
+        counts += np.bincount(labels.astype(np.uint8).ravel(), minlength=256)
     return counts
 
 
@@ -110,7 +127,7 @@ class Batches(keras.utils.PyDataset):
             the stream "color".
         tint: Most that red, green and blue change, each by itself: the light's colour.
         blur: Largest standard deviation, in pixels, of the Gaussian with which every
-            second picture is blurred. As `color`, as are the others.
+            second picture is blurred. As `color`, as are the others; uint8 alone.
         noise: Largest standard deviation, in grey levels, of the noise that is added.
         cutmix: Share of the windows of which a rectangle is another picture's, labels
             and all (Yun et al., 2019, "CutMix"): a twentieth to two fifths of the
@@ -617,6 +634,11 @@ def _changed(change, pictures, amount, rng):
 
 def _blurred(image, most, rng):
     """Blurs every second uint8 picture with a Gaussian."""
+    if image.dtype != np.uint8:  # Pillow blurs no other
+        raise ValueError(
+            f"`blur` was given for a picture of {image.dtype}; expected uint8: leave "
+            'it out, or serve the picture as np.rint(picture).astype("uint8").'
+        )
     blurs, deviation = rng.random() < 0.5, most * rng.random()
     if not blurs:
         return image
