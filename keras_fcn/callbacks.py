@@ -50,6 +50,9 @@ def averaged(model):
     Args:
         model: Compiled; without averages (`use_ema`) in its optimizer it stays as it
             is.
+
+    Yields:
+        Nothing. The weights as they were come back at the end, be it by an error.
     """
     trained = [to_numpy(variable) for variable in model.trainable_variables]
     model.optimizer.finalize_variable_values(model.trainable_variables)
@@ -91,8 +94,14 @@ class Divergence(keras.callbacks.Callback):
     finite. `keras.callbacks.TerminateOnNaN` looks at the loss alone: it sees such a
     gradient a batch later, or not at all after the last one, and lets `fit` end well.
 
+    To look takes a sum over all weights, and waits for the batch.
+
     Args:
-        batches: As in `Snapshots`: entered half-way, an epoch counts from there.
+        batches: As in `keras_fcn.snapshots.Snapshots`: of an epoch that is entered
+            half-way the message counts the batches before.
+
+    Raises:
+        ValueError: Out of `fit`, with the epoch and the batch, both from 1.
     """
 
     def __init__(self, batches=None):
@@ -104,7 +113,11 @@ class Divergence(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks.
+        """Looks at the loss so far in the epoch, and at the weights.
+
+        Args:
+            batch: From 0, since `fit` entered the epoch.
+            logs: Of Keras, with the loss.
 
         Raises:
             ValueError: If the loss or a weight is NaN or infinite.
@@ -194,8 +207,10 @@ def read_log(path):
 class ProgressBar(keras.callbacks.Callback):
     """Shows where a training is, its scores so far, and the time that is left.
 
-    Where the output is no terminal it prints one line an epoch instead. A `fit` that
-    raises tells no callback: then `on_train_end()` closes the bar, or the next `fit`.
+    Above the bar each epoch leaves a line of its numbers, those of the validation too;
+    where the output is no terminal there is this line alone. The scores beside the bar
+    are those of the epoch so far. A `fit` that raises tells no callback: then
+    `on_train_end()` closes the bar, or the next `fit`.
 
     Args:
         batches: As in `Divergence`.
@@ -212,7 +227,7 @@ class ProgressBar(keras.callbacks.Callback):
         self._validation, self.bar = {"total": None}, None
 
     def on_train_begin(self, logs=None):
-        """Opens the bar."""
+        """Opens the bar, and closes one that a `fit` before this has left."""
         from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
         self.on_train_end()
@@ -233,7 +248,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.bar.update(self.task, **known)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Moves the bar."""
+        """Moves the bar by a batch, and shows the scores after it."""
         self.bar.update(self.task, advance=1, scores=_numbers(logs))
 
     def on_test_begin(self, logs=None):
@@ -243,12 +258,12 @@ class ProgressBar(keras.callbacks.Callback):
         )
 
     def on_test_batch_end(self, batch, logs=None):
-        """Moves it."""
+        """Moves it by a batch, and shows the validation's scores after it."""
         self._validation = {"total": batch + 1}
         self.bar.update(self._validating, completed=batch + 1, scores=_numbers(logs))
 
     def on_test_end(self, logs=None):
-        """Takes it away."""
+        """Takes the second bar away."""
         self.bar.remove_task(self._validating)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -257,7 +272,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, logs=None):
-        """Closes the bar."""
+        """Closes the bar, if there is one."""
         if self.bar:
             self.bar.stop()
             atexit.unregister(self.bar.stop)
@@ -359,6 +374,10 @@ def compare(rows, label_set):
 
     Returns:
         (height, width, 3) uint8, RGB, with a legend if the label set has names.
+
+    Raises:
+        ValueError: As in `keras_fcn.images.overlay` and `legend`, such as for labels
+            that are not as large as their picture, or have no name.
     """
     palette, gap = label_set.palette, 8
     strips = [

@@ -297,6 +297,9 @@ class DilatedMaxPooling2D(layers.Layer):
         dilation_rate: From one cell of a window to the next, (down, across).
         padding: `((top, bottom), (left, right))` cells around that are no maximum.
 
+    Raises:
+        ValueError: Where it is called, if a map is too small for one window.
+
     Input shape: `(batch, h, w, channels)`.
     Output shape: `(batch, top + h + bottom - dilation * (size - 1), ..., channels)`.
     """

@@ -114,6 +114,9 @@ def without_channel(labels, logits):
         labels: (batch, height, width), or (batch, height, width, 1).
         logits: (batch, height, width, classes).
 
+    Returns:
+        (batch, height, width), the labels.
+
     Raises:
         ValueError: If that axis is not 1 long, as that of one-hot labels, or if they
             are of another size.

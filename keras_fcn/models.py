@@ -23,6 +23,7 @@ from keras_fcn.features import (
 from keras_fcn.layers import Preprocess
 
 STRIDES = (32, 16, 8, 4)
+UPSAMPLINGS = ("bilinear", "learned")
 
 # What the VOC nets subtract, blue first (voc-*/net.py): the default input.
 VOC_INPUT = {"channels": "BGR", "mean": [104.00699, 116.66877, 122.67892]}
@@ -54,8 +55,19 @@ def score_taps(taps, num_classes, stride, *, skip_scales=None, head=""):
 
     Returns:
         `{name: Feature}`, finest first, of (batch, h, w, num_classes).
+
+    Raises:
+        ValueError: If all taps are finer than `stride`, or if a scale is for none that
+            is skipped from.
     """
     names = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+    if not names:
+        found = ", ".join(f"{tap.grid.stride:g}" for tap in taps.values())
+        raise ValueError(
+            f"stride={stride} was given for taps of stride {found or 'none'}; expected "
+            "one of theirs."
+        )
+    _check_skip_scales(skip_scales, names)
     scores = {}
     for name in names:
         x = taps[name]
@@ -77,7 +89,13 @@ def fuse(scores, image, *, upsampling="bilinear", head=""):
 
     Returns:
         A `Feature`: (batch, height, width, classes), logits at image size.
+
+    Raises:
+        ValueError: If there is no such upsampling, or if a map upsampled does not land
+            on whole cells of the next one, or covers it not: as in
+            `keras_fcn.geometry.bilinear_kernel_size` and `Grid.offset`.
     """
+    _check_choice("upsampling", upsampling, UPSAMPLINGS)
     learned = upsampling == "learned"
     *skips, coarsest = scores
     x, upscore = scores[coarsest], f"upscore2{head}"
@@ -118,6 +136,9 @@ def decode(
 
     Returns:
         A `Feature`: (batch, height, width, num_classes), logits.
+
+    Raises:
+        ValueError: As in `score_taps` and `fuse`.
     """
     scores = score_taps(taps, num_classes, stride, skip_scales=skip_scales, head=head)
     return fuse(scores, image, upsampling=upsampling, head=head)
@@ -198,7 +219,6 @@ def fcn(
             " leave one of them out."
         )
     taps = BACKBONES[backbone](x, width)
-    _check_skip_scales(skip_scales, taps, stride)
     heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
     outputs = {
         head: decode(
@@ -392,6 +412,9 @@ def checkpoint_entry(name):
     Args:
         name: As in `load_checkpoint`.
 
+    Returns:
+        A dict, as `keras_fcn.checkpoint_info` returns it, `model` in it for certain.
+
     Raises:
         ValueError: If there is no such checkpoint, or if the file does not say.
         OSError: If the file cannot be read.
@@ -449,10 +472,11 @@ def fold_batch_norm(model):
         model: A net that `fcn(..., batch_norm=True)` built; it stays as it is.
 
     Returns:
-        The `keras.Model` that `fcn` builds without: the same logits up to rounding.
+        The `keras.Model` that `fcn` builds without: the same logits up to rounding. Of
+        a net that has none, a copy.
 
     Raises:
-        ValueError: If it is another net.
+        ValueError: If `fcn` did not build it.
     """
     facts = describe(model)
     plain = build({**facts, "model": {**facts["model"], "batch_norm": False}})
@@ -479,8 +503,16 @@ def fit_batch_norm(model, pictures):
     Args:
         model: A net that `fcn(..., batch_norm=True)` built.
         pictures: (batch, height, width, channels), what the net is fed.
+
+    Raises:
+        ValueError: If the net has no batch normalisation.
     """
     norms = _batch_norms(model)
+    if not norms:
+        raise ValueError(
+            f"{model.name} has no batch normalisation to fit; expected a net that "
+            "fcn(..., batch_norm=True) built."
+        )
     for norm in norms:
         none = np.zeros(norm.gamma.shape, "float32")
         norm.set_weights([none + 1, none, none, none + 1 - norm.epsilon])
@@ -515,6 +547,11 @@ def describe(model):
 
     Args:
         model: A net that `fcn` or `late_fusion` built.
+
+    Returns:
+        A dict of dicts, for `build`: `model`, the arguments of the builder; and
+        `input`, channels and mean (by stream of `late_fusion`), if there is a layer
+        `preprocess`.
 
     Raises:
         ValueError: If it is another net.
@@ -653,16 +690,20 @@ def _check(backbone, width, stride=32, upsampling="bilinear"):
     choices = {
         "backbone": (backbone, tuple(BACKBONES)),
         "stride": (stride, STRIDES),
-        "upsampling": (upsampling, ("bilinear", "learned")),
+        "upsampling": (upsampling, UPSAMPLINGS),
     }
     for name, (value, allowed) in choices.items():
-        if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
-            raise ValueError(
-                f"{name}={value!r} was given; expected one of "
-                f"{', '.join(map(repr, allowed))}."
-            )
+        _check_choice(name, value, allowed)
     if not 0 < width < math.inf:
         raise ValueError(f"width={width} was given; expected a number above 0.")
+
+
+def _check_choice(name, value, allowed):
+    if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
+        raise ValueError(
+            f"{name}={value!r} was given; expected one of "
+            f"{', '.join(map(repr, allowed))}."
+        )
 
 
 def _check_classes(num_classes, heads=False):
@@ -680,8 +721,8 @@ def _check_classes(num_classes, heads=False):
             )
 
 
-def _check_skip_scales(skip_scales, taps, stride):
-    *skips, _ = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+def _check_skip_scales(skip_scales, names):
+    *skips, _ = names
     unknown = sorted(set(skip_scales or {}) - set(skips))
     if unknown:
         raise ValueError(

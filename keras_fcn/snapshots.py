@@ -72,6 +72,11 @@ class Snapshots(keras.callbacks.Callback):
             data set that has its `seek` and `first`. Without it only whole epochs are
             written, for there is no way back into the middle of one.
         minutes: Between two snapshots within an epoch.
+
+    Raises:
+        ValueError: Out of `fit`, if a number of the state is not finite, or if an epoch
+            that is entered half-way has other scores than the snapshot.
+        OSError: Out of `fit`, if a snapshot cannot be written.
     """
 
     def __init__(self, folder, batches=None, *, minutes=10):
@@ -138,7 +143,12 @@ class Snapshots(keras.callbacks.Callback):
         self._handlers = {}
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Goes on with the scores of an epoch that is entered half-way."""
+        """Goes on with the scores of an epoch that is entered half-way.
+
+        Raises:
+            ValueError: If the model follows others than the snapshot has.
+            OSError: If the snapshot cannot be read.
+        """
         self._epoch, self._ended = epoch, True
         first = first_batch(self.batches)
         path = _path(self.folder, epoch, first)
@@ -151,6 +161,8 @@ class Snapshots(keras.callbacks.Callback):
         Raises:
             ValueError: As in `on_epoch_end`.
             OSError: As in `on_epoch_end`.
+            KeyboardInterrupt: If SIGINT came, in this batch or before.
+            SystemExit: If SIGTERM did, with status 143.
         """
         due = time.monotonic() - self._written >= 60 * self.minutes
         last = batch + 1 == self.params["steps"]  # what follows it is the epoch's end
@@ -162,7 +174,12 @@ class Snapshots(keras.callbacks.Callback):
         self._end_if_told()
 
     def on_test_batch_end(self, batch, logs=None):
-        """Ends the process if it is told to: a validation may take long."""
+        """Ends the process if it is told to: a validation may take long.
+
+        Raises:
+            KeyboardInterrupt: As in `on_train_batch_end`.
+            SystemExit: As in `on_train_batch_end`.
+        """
         if self._handlers:  # it is a validation within `fit`
             self._end_if_told()
 
@@ -173,6 +190,8 @@ class Snapshots(keras.callbacks.Callback):
             ValueError: If a number in it is not finite: the training has diverged.
                 The snapshots before are kept.
             OSError: If it cannot be written; the snapshots before are kept.
+            KeyboardInterrupt: As in `on_train_batch_end`, once it is written.
+            SystemExit: As in `on_train_batch_end`, once it is written.
         """
         if not self._is_cut_short():
             self._write(epoch + 1, 0)
@@ -307,7 +326,11 @@ def positions(folder):
     """Lists the (epoch, batch) of all snapshots, the newest last.
 
     Args:
-        folder: Of `Snapshots`; it need not exist.
+        folder: Of `Snapshots`, a `pathlib.Path`; it need not exist.
+
+    Returns:
+        A sorted list of (epoch, batch): the number of whole epochs, and the number of
+        batches after them, 0 at an epoch's end.
     """
     names = [path.name for path in folder.glob("*.npz")]
     return sorted(

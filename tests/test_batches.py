@@ -504,6 +504,16 @@ def test_labels_of_a_head_that_is_none_are_not_counted():
         label_counts(Invented((None, np.uint8([[1]]))), "geo")
 
 
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_batch_beyond_the_epoch_is_none(index):
+    batches = Batches(
+        Invented(*[(np.zeros((2, 2, 3), "uint8"), None)] * 3), batch_size=2
+    )
+    batches.seek(0, 1)
+    with pytest.raises(IndexError, match=f"no batch {index}: there are 2"):
+        batches.batch(0, index)
+
+
 def test_streams_and_heads_are_changed_alike(tmp_path):
     color = np.uint8(noise(9, 11) % 250)
     truth = color[..., 0]

@@ -785,6 +785,26 @@ def test_scales_of_taps_that_are_no_skips_are_refused(stride, scales, unknown, s
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"upsampling": "nearest"}, "upsampling='nearest' was given; expected one of"),
+        ({"stride": 64}, "stride=64 was given for taps of stride 4, 8, 16, 32;"),
+        ({"skip_scales": {"fc7": 0.1}}, "skip_scales names fc7; expected taps that"),
+    ],
+)
+def test_the_decoder_of_a_backbone_of_one_s_own_is_as_strict(arguments, message):
+    image = Feature(keras.Input((None, None, 3)), kernel_initializer="zeros")
+    taps = BACKBONES["vgg16"](image, 1 / 64)
+    with pytest.raises(ValueError, match=message):
+        models.decode(taps, image, 3, **arguments)
+
+
+def test_the_normalisation_of_a_net_without_is_not_fitted():
+    with pytest.raises(ValueError, match="fcn8s_vgg16 has no batch normalisation to"):
+        models.fit_batch_norm(build("vgg16"), pictures(9, 9))
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_other_channels_than_colour_and_depth_have_no_preprocessing(channels):
     with pytest.raises(ValueError, match="input_channels") as error:

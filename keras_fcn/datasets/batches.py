@@ -246,14 +246,22 @@ class Batches(keras.utils.PyDataset):
 
         An epoch that is entered halfway is as much shorter, and does not lead on to the
         next one: `seek` that after it.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Number of the batch in the whole epoch, from 0.
         """
         self.epoch, self.first = epoch, batch
         self._asked = self._previous = 0
 
     def __len__(self):
+        return self._count() - self.first
+
+    def _count(self):
+        """The batches of a whole epoch."""
         # A last batch of fewer pictures than processes would leave some with none.
         whole, rest = divmod(len(self.source), self.batch_size)
-        return whole + (rest >= self.shard[1]) - self.first
+        return whole + (rest >= self.shard[1])
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -270,7 +278,7 @@ class Batches(keras.utils.PyDataset):
         if self._within:
             self._follow(index)
         self._looks -= 1
-        count = len(self) + self.first
+        count = self._count()
         place = self.epoch * count + self.first + index
         wanted = [divmod(place + i, count) for i in range(1 + self._ahead)]
         with self._lock:
@@ -305,7 +313,14 @@ class Batches(keras.utils.PyDataset):
             self.seek(self.epoch + 1)
 
     def order(self, epoch):
-        """Returns the places in the source, in the order in which an epoch has them."""
+        """Returns the places in the source, in the order in which an epoch has them.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            (pictures,) int64, each of them once, but with `replacement`.
+        """
         length = len(self.source)
         rng = np.random.default_rng((self.seed, epoch))
         if self.replacement:
@@ -322,18 +337,26 @@ class Batches(keras.utils.PyDataset):
         Returns:
             Pictures, (batch, height, width, channels) float32, and labels,
             (batch, height, width) int32, or dicts of them.
+
+        Raises:
+            IndexError: If the epoch has no such batch.
+            ValueError: If an item of the source is no picture and its labels, or if its
+                colours are to be changed and it has none.
+            Exception: Whatever else the source raises.
         """
-        start, (rank, count) = index * self.batch_size, self.shard
+        if not 0 <= index < self._count():
+            raise IndexError(f"There is no batch {index}: there are {self._count()}.")
+        start, (rank, processes) = index * self.batch_size, self.shard
         chosen = self.order(epoch)[start : start + self.batch_size].tolist()
-        if count > 1:
-            chosen = chosen[: len(chosen) // count * count][rank::count]
+        if processes > 1:
+            chosen = chosen[: len(chosen) // processes * processes][rank::processes]
         read = [self._read(i) for i in chosen]
         size = self.crop or [
             math.ceil(max(lengths) / self.multiple) * self.multiple
             for lengths in zip(*(_shape(labels) for _, labels in read), strict=True)
         ]
         samples = [
-            self._sample((epoch, start + rank + i * count, place), size, pair)
+            self._sample((epoch, start + rank + i * processes, place), size, pair)
             for i, (place, pair) in enumerate(zip(chosen, read, strict=True))
         ]
         return tree.map_structure(lambda *arrays: np.stack(arrays), *samples)
