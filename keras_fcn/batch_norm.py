@@ -18,10 +18,11 @@ def fold_batch_norm(model):
         model: A net that `fcn(..., batch_norm=True)` built; it stays as it is.
 
     Returns:
-        The `keras.Model` that `fcn` builds without: the same logits up to rounding.
+        The `keras.Model` that `fcn` builds without: the same logits up to rounding. Of
+        a net that has none, a copy.
 
     Raises:
-        ValueError: If it is another net.
+        ValueError: If `fcn` did not build it.
     """
     facts = describe(model)
     plain = build({**facts, "model": {**facts["model"], "batch_norm": False}})
@@ -48,8 +49,16 @@ def fit_batch_norm(model, pictures):
     Args:
         model: A net that `fcn(..., batch_norm=True)` built.
         pictures: (batch, height, width, channels), what the net is fed.
+
+    Raises:
+        ValueError: If the net has no batch normalisation.
     """
     norms = _batch_norms(model)
+    if not norms:
+        raise ValueError(
+            f"{model.name} has no batch normalisation to fit; expected a net that "
+            "fcn(..., batch_norm=True) built."
+        )
     for norm in norms:
         none = np.zeros(norm.gamma.shape, "float32")
         norm.set_weights([none + 1, none, none, none + 1 - norm.epsilon])

@@ -32,6 +32,7 @@ from keras_fcn import (
 from keras_fcn import weights as weight_files
 from keras_fcn.labels import LABEL_SETS, VOID, LabelSet, voc_colormap
 from keras_fcn.progress import busy, reporting, track
+from keras_fcn.snapshots import Snapshots, positions
 
 # What `train` does where nobody says otherwise: `compile_modern`, for people's own
 # data, and `compile_reference`, one whole picture a step.
@@ -494,7 +495,7 @@ def train(options):
 
 
 def _check_resume(state, resume):
-    exists = bool(callbacks.positions(state))
+    exists = bool(positions(state))
     if resume and not exists:
         raise FileNotFoundError(
             f"{state} holds no state of a training to go on with. Leave out --resume, "
@@ -566,7 +567,7 @@ def _train_alone(options, recipe, known):
     weights = _class_weights(source, options.balance)
     _compile(model, options, recipe, weights, epochs * len(batches))
     output.mkdir(parents=True, exist_ok=True)
-    snapshots = callbacks.Snapshots(output / "state", batches)
+    snapshots = Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
     validated = validation and Batches(
         validation, multiple=VALIDATION_MULTIPLE, shuffle=False

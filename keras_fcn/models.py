@@ -24,6 +24,7 @@ from keras_fcn.features import (
 from keras_fcn.layers import Preprocess
 
 STRIDES = (32, 16, 8, 4)
+UPSAMPLINGS = ("bilinear", "learned")
 
 # What the VOC nets subtract, blue first (voc-*/net.py): the default input.
 VOC_INPUT = {"channels": "BGR", "mean": [104.00699, 116.66877, 122.67892]}
@@ -55,8 +56,19 @@ def score_taps(taps, num_classes, stride, *, skip_scales=None, head=""):
 
     Returns:
         `{name: Feature}`, finest first, of (batch, h, w, num_classes).
+
+    Raises:
+        ValueError: If all taps are finer than `stride`, or if a scale is for none that
+            is skipped from.
     """
     names = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+    if not names:
+        found = ", ".join(f"{tap.grid.stride:g}" for tap in taps.values())
+        raise ValueError(
+            f"stride={stride} was given for taps of stride {found or 'none'}; expected "
+            "one of theirs."
+        )
+    _check_skip_scales(skip_scales, names)
     scores = {}
     for name in names:
         x = taps[name]
@@ -78,7 +90,13 @@ def fuse(scores, image, *, upsampling="bilinear", head=""):
 
     Returns:
         A `Feature`: (batch, height, width, classes), logits at image size.
+
+    Raises:
+        ValueError: If there is no such upsampling, if a map upsampled does not land on
+            whole cells of the next one, or if the last one begins within the image: as
+            in `keras_fcn.geometry.bilinear_kernel_size` and `Grid.offset`.
     """
+    _check_choice("upsampling", upsampling, UPSAMPLINGS)
     learned = upsampling == "learned"
     *skips, coarsest = scores
     x, upscore = scores[coarsest], f"upscore2{head}"
@@ -119,6 +137,9 @@ def decode(
 
     Returns:
         A `Feature`: (batch, height, width, num_classes), logits.
+
+    Raises:
+        ValueError: As in `score_taps` and `fuse`.
     """
     scores = score_taps(taps, num_classes, stride, skip_scales=skip_scales, head=head)
     return fuse(scores, image, upsampling=upsampling, head=head)
@@ -199,7 +220,6 @@ def fcn(
             " leave one of them out."
         )
     taps = BACKBONES[backbone](x, width)
-    _check_skip_scales(skip_scales, taps, stride)
     heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
     outputs = {
         head: decode(
@@ -313,7 +333,9 @@ def classifier(
     """Builds the ImageNet classifier as a convolution: heatmaps (paper, figure 2).
 
     The padding is that of the classifier: an image of its own size (224 pixels,
-    AlexNet 227) gives one cell, larger ones a heatmap.
+    AlexNet 227) gives one cell, larger ones a heatmap. Below 193 pixels (AlexNet 199,
+    GoogLeNet 223) there is no cell: an error, in the backend's words for GoogLeNet and
+    on TensorFlow once the net was given several sizes, or there a heatmap of no cells.
 
     Args:
         backbone: As in `fcn`.
@@ -405,6 +427,9 @@ def checkpoint_entry(name):
     Args:
         name: As in `load_checkpoint`.
 
+    Returns:
+        A dict, as `keras_fcn.checkpoint_info` returns it, `model` in it for certain.
+
     Raises:
         ValueError: If there is no such checkpoint, or if the file does not say.
         OSError: If the file cannot be read.
@@ -464,16 +489,20 @@ def _check(backbone, width, stride=32, upsampling="bilinear"):
     choices = {
         "backbone": (backbone, tuple(BACKBONES)),
         "stride": (stride, STRIDES),
-        "upsampling": (upsampling, ("bilinear", "learned")),
+        "upsampling": (upsampling, UPSAMPLINGS),
     }
     for name, (value, allowed) in choices.items():
-        if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
-            raise ValueError(
-                f"{name}={value!r} was given; expected one of "
-                f"{', '.join(map(repr, allowed))}."
-            )
+        _check_choice(name, value, allowed)
     if not 0 < width < math.inf:
         raise ValueError(f"width={width} was given; expected a number above 0.")
+
+
+def _check_choice(name, value, allowed):
+    if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
+        raise ValueError(
+            f"{name}={value!r} was given; expected one of "
+            f"{', '.join(map(repr, allowed))}."
+        )
 
 
 def _check_classes(num_classes, heads=False):
@@ -491,8 +520,8 @@ def _check_classes(num_classes, heads=False):
             )
 
 
-def _check_skip_scales(skip_scales, taps, stride):
-    *skips, _ = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+def _check_skip_scales(skip_scales, names):
+    *skips, _ = names
     unknown = sorted(set(skip_scales or {}) - set(skips))
     if unknown:
         raise ValueError(

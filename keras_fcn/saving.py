@@ -68,6 +68,11 @@ def describe(model):
     Args:
         model: A net that `fcn` or `late_fusion` built.
 
+    Returns:
+        A dict of dicts, for `models.build`: `model`, the arguments of the builder; and
+        `input`, channels and mean (by stream of `late_fusion`), if there is a layer
+        `preprocess`.
+
     Raises:
         ValueError: If it is another net.
     """

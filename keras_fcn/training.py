@@ -31,6 +31,10 @@ class WeightedCrossentropy(keras.losses.Loss):
             is added: to it a thin class is as much as a large one. Over the classes in
             the batch (Rahman & Wang, 2016, equation 3). Not with `reduction="sum"`.
         name: Of the loss.
+
+    Raises:
+        ValueError: If a weight is no number from 0, or `jaccard` is below 0, or above
+            it with `reduction="sum"`.
     """
 
     def __init__(
@@ -59,6 +63,9 @@ class WeightedCrossentropy(keras.losses.Loss):
                 label that is neither a class nor void the loss is NaN, on every
                 backend and device.
             y_pred: (batch, height, width, classes) logits.
+
+        Raises:
+            ValueError: If there is not one label for each pixel, as of one-hot labels.
         """
         labels = without_channel(y_true, y_pred)
         truth = ops.cast(labels, "int32")
@@ -108,9 +115,14 @@ def balanced_weights(counts, power=0.5):
     """Returns class weights (median / count) ^ power, 0 for classes without pixels.
 
     Args:
-        counts: Pixels of each class in the training set.
+        counts: Pixels of each class in the training set, such as the first numbers of
+            `keras_fcn.datasets.batches.label_counts`. The median is that of the
+            classes with pixels.
         power: 1 is median frequency balancing (Eigen & Fergus, 2015, section 6.3.2),
             0.5 its square root, 0 none.
+
+    Returns:
+        A list of floats, one for each class in their order: 1 for one of the median.
     """
     counts = np.asarray(counts, "float64")
     present = counts > 0
@@ -337,8 +349,9 @@ def compile_reference(
         scores: To follow, as in `SegmentationScores`.
 
     Raises:
-        ValueError: If there is no such recipe, if its learning rate is not above 0, or
-            if the class weights are not as many as the classes.
+        ValueError: If there is no such recipe or score, if the learning rate is not
+            above 0, if the class weights are not as many as the classes, or if the net
+            is not functional or tells 1 class apart or more than 255.
     """
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(recipe)
@@ -428,8 +441,10 @@ def compile_modern(
         scores: To follow, as in `SegmentationScores`.
 
     Raises:
-        ValueError: If there is no step, if the learning rate is not above 0, or if the
-            class weights are not as many as the classes.
+        ValueError: If there is no step or no such score, if the learning rate is not
+            above 0, if `jaccard` is below 0, if the class weights are not as many as
+            the classes, or if the net is not functional or tells 1 class apart or more
+            than 255.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} was given; expected 1 or more.")

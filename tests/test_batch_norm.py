@@ -60,3 +60,8 @@ def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbon
         np.testing.assert_allclose(mean, factor * beta, rtol=1e-5)
         undone = (factor * gamma) ** 2 - norm.epsilon
         np.testing.assert_allclose(undone, variance, rtol=1e-3, atol=1e-6)
+
+
+def test_the_normalisation_of_a_net_without_is_not_fitted():
+    with pytest.raises(ValueError, match="fcn8s_vgg16 has no batch normalisation to"):
+        batch_norm.fit_batch_norm(build("vgg16"), pictures(9, 9))

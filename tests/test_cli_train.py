@@ -93,7 +93,7 @@ PIXELS = [3 * 37 * 11, 3 * 37 * 39]  # of the two classes, void left out
 @pytest.mark.parametrize("classes", range(2, 7))  # the pictures' number among them
 def test_a_start_of_another_backbone_is_refused(classes, data, seen, tmp_path, capsys):
     start = tmp_path / "vgg16.h5"
-    models.save_checkpoint(models.fcn("vgg16", 32, classes), start)
+    saving.save_checkpoint(models.fcn("vgg16", 32, classes), start)
     assert main(["train", *map(str, data), "--init", str(start)]) == 2
     error = capsys.readouterr().err
     assert f"--init {start} has no trunk that fits googlenet-8s" in error

@@ -23,10 +23,10 @@ from keras import layers, ops, tree
 from PIL import Image
 
 from keras_fcn import cli, cli_data, devices, models
-from keras_fcn.callbacks import Snapshots, restore
 from keras_fcn.cli import main
 from keras_fcn.datasets.batches import Batches
 from keras_fcn.metrics import SegmentationScores
+from keras_fcn.snapshots import Snapshots, restore
 from keras_fcn.training import CaffeSGD, WeightedCrossentropy, compile_modern
 
 VOID = 255

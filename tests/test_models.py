@@ -11,12 +11,7 @@ import pytest
 from nets import assert_close, build, layers_of, pictures, predict
 
 import keras_fcn
-from keras_fcn import (
-    checkpoints,
-    manifest,
-    models,
-    saving,
-)
+from keras_fcn import checkpoints, manifest, models, saving
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.features import Feature, conv, max_pool
 from keras_fcn.geometry import Grid
@@ -427,6 +422,22 @@ def test_a_classifier_has_one_cell_at_its_own_size_and_one_more_every_32_pixels(
 
 
 @pytest.mark.parametrize(
+    ("backbone", "size", "layer"),
+    [
+        ("alexnet", 198, "fc6"),
+        ("vgg16", 192, "fc6"),
+    ],
+)
+def test_a_classifier_says_that_a_picture_is_too_small(backbone, size, layer):
+    model = models.classifier(backbone, 3, width=1e-6)
+    assert predict(model, pictures(size + 1, size + 1)).shape == (1, 1, 1, 3)
+    for sides in ((size, size + 1), (size, size)):
+        model = models.classifier(backbone, 3, width=1e-6)
+        with pytest.raises(ValueError, match=f"{layer} was given a map of"):
+            predict(model, pictures(*sides))
+
+
+@pytest.mark.parametrize(
     ("backbone", "last"),
     [("alexnet", "fc8"), ("vgg16", "fc8"), ("googlenet", "loss3_classifier")],
 )
@@ -618,6 +629,21 @@ def test_scales_of_taps_that_are_no_skips_are_refused(stride, scales, unknown, s
     assert str(error.value) == (
         f"skip_scales names {unknown}; expected taps that this net skips from: {skips}."
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"upsampling": "nearest"}, "upsampling='nearest' was given; expected one of"),
+        ({"stride": 64}, "stride=64 was given for taps of stride 4, 8, 16, 32;"),
+        ({"skip_scales": {"fc7": 0.1}}, "skip_scales names fc7; expected taps that"),
+    ],
+)
+def test_the_decoder_of_a_backbone_of_one_s_own_is_as_strict(arguments, message):
+    image = Feature(keras.Input((None, None, 3)), kernel_initializer="zeros")
+    taps = BACKBONES["vgg16"](image, 1 / 64)
+    with pytest.raises(ValueError, match=message):
+        models.decode(taps, image, 3, **arguments)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
