@@ -5,6 +5,7 @@ import inspect
 import math
 import numbers
 import re
+from collections.abc import Mapping
 
 import keras
 
@@ -283,7 +284,8 @@ def late_fusion(
         backbone: As in `fcn`.
         stride: As in `fcn`.
         num_classes: Classes to tell apart; 40, as in NYUDv2, if nothing says it.
-        weights: As in `fcn`, but for "imagenet".
+        weights: As in `fcn`, but for "imagenet": `transplant` with a suffix fills one
+            stream, or each, from a classifier.
         upsampling: As in `fcn`.
         include_preprocessing: As in `fcn`; HHA comes as in its PNG files, disparity,
             height and angle, 0-255.
@@ -447,8 +449,10 @@ def checkpoint_entry(name):
 
 
 def _image(name, channels, checkpoint):
-    if channels < 1:
-        raise ValueError(f"input_channels={channels} was given; expected 1 or more.")
+    if not isinstance(channels, numbers.Integral) or channels < 1:
+        raise ValueError(
+            f"input_channels={channels!r} was given; expected an integer from 1."
+        )
     tensor = keras.Input((None, None, int(channels)), name=name)
     drawn = {"kernel_initializer": "zeros"} if checkpoint else {}
     return Feature(tensor, **drawn)
@@ -493,8 +497,8 @@ def _check(backbone, width, stride=32, upsampling="bilinear"):
     }
     for name, (value, allowed) in choices.items():
         _check_choice(name, value, allowed)
-    if not 0 < width < math.inf:
-        raise ValueError(f"width={width} was given; expected a number above 0.")
+    if not isinstance(width, numbers.Real) or not 0 < width < math.inf:
+        raise ValueError(f"width={width!r} was given; expected a number above 0.")
 
 
 def _check_choice(name, value, allowed):
@@ -521,6 +525,11 @@ def _check_classes(num_classes, heads=False):
 
 
 def _check_skip_scales(skip_scales, names):
+    if not isinstance(skip_scales or {}, Mapping):
+        raise ValueError(
+            f"skip_scales={skip_scales!r} was given; expected a dict by tap, "
+            'such as {"pool4": 1e-2}.'
+        )
     *skips, _ = names
     unknown = sorted(set(skip_scales or {}) - set(skips))
     if unknown:

@@ -76,6 +76,7 @@ def describe(model):
     Raises:
         ValueError: If it is another net.
     """
+    weight_files.check_functional(model)
     firsts = {f"{first}_bgrd": first for first in FIRST_LAYERS.values()}
     found = layers = {firsts.get(x.name, x.name): x for x in model.layers}
     fused = len(model.inputs) > 1

@@ -601,9 +601,22 @@ def test_a_width_of_nothing_is_refused(builder, width):
         builder("vgg16", width=width)
 
 
-def test_an_image_of_no_channels_is_refused():
-    with pytest.raises(ValueError, match="input_channels=0 .* 1 or more"):
-        build(input_channels=0, include_preprocessing=False)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"input_channels": 0}, "input_channels=0 was given; expected an integer from"),
+        ({"input_channels": "3"}, "input_channels='3' was given; expected an integer"),
+        ({"input_channels": 3.5}, "input_channels=3.5 was given; expected an integer"),
+        ({"width": "a"}, "width='a' was given; expected a number above 0"),
+        (
+            {"skip_scales": ["pool4"]},
+            "skip_scales=.'pool4'. was given; expected a",
+        ),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        models.fcn("vgg16", include_preprocessing=False, **argument)
 
 
 @pytest.mark.parametrize("builder", BUILDERS[:2], ids=lambda builder: builder.__name__)

@@ -14,13 +14,8 @@ import pytest
 from keras import layers
 
 from keras_fcn import weights
-from keras_fcn.models import (
-    classifier,
-    fcn,
-    late_fusion,
-    load_checkpoint,
-    save_checkpoint,
-)
+from keras_fcn.models import classifier, fcn, late_fusion, load_checkpoint
+from keras_fcn.saving import save_checkpoint
 
 THIN = {"width": 1 / 64}
 NETS = {
@@ -766,7 +761,23 @@ def test_files_that_keras_could_not_read_are_refused(tamper, path):
 def test_keras_own_files_are_refused_with_what_to_do(tmp_path, path):
     small().save_weights(tmp_path / "keras.weights.h5")
     message = refused(small(), tmp_path / "keras.weights.h5")
-    assert "load it with model.load_weights" in message
+    assert "if model.save_weights did, with model.load_weights" in message
+
+
+def test_of_a_whole_model_in_hdf5_the_error_says_how_it_is_opened(tmp_path):
+    net, path = fcn("googlenet", 16, 2, width=1 / 16), tmp_path / "whole.h5"
+    net.save(path)
+    with pytest.raises(ValueError, match="If model.save .* keras.models.load_model"):
+        load_checkpoint(path)
+    opened = keras.models.load_model(path, compile=False)
+    save_checkpoint(opened, tmp_path / "net.h5")
+    assert numbers(load_checkpoint(tmp_path / "net.h5")) == numbers(net)
+
+
+def test_what_is_no_model_is_not_transplanted():
+    for pair in (("vgg16", small()), (small(), {"color": small()})):
+        with pytest.raises(ValueError, match="expected a keras.Model. Of a name"):
+            weights.transplant(*pair)
 
 
 DIMENSIONS = np.array([3, 3, 3, 4], "<u8").tobytes()
