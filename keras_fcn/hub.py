@@ -168,11 +168,11 @@ def _accepted(name, entry):
     """The hashes that `name`.h5 in our cache may have."""
     hub, record, published = entry.get("hub"), _record(name), _published(entry)
     accepted = {hub["sha256"]} if hub else set()
-    if record and record["source"] is None and not hub:
-        accepted.add(record["sha256"])
-    if record and record["source"] and _agrees(record["source"], published):
-        accepted.add(record["sha256"])
-    return accepted
+    if record and record["source"] and published:
+        holds = _agrees(record["source"], published)
+    else:  # somebody trusted it, which a hash on the Hub overrules
+        holds = record and not hub
+    return accepted | {record["sha256"]} if holds else accepted
 
 
 def _record(name):

@@ -124,6 +124,13 @@ def test_published_scores_are_cited_and_not_in_the_index():
     assert ModelCard(text).data.eval_results is None
 
 
+def test_a_bar_in_a_split_s_name_ends_no_cell():
+    entry = manifest.checkpoint_info("vgg16-8s-voc")
+    measured = {"split": "val | day", "version": "0.1", "mean_iou": 12.3}
+    text = publish.card("n", {**entry, "measured": measured}, "me/n")
+    assert r"| mean_iou | 12.3 | val \| day | measured with keras_fcn 0.1 |" in text
+
+
 def test_scores_of_another_run_are_not_in_the_card(trained, tmp_path):
     path, output = tmp_path / "scored.h5", tmp_path / "out"
     measured = {"split": "somewhere", "mean_iou": 12.34, "version": "0"}
