@@ -1,4 +1,4 @@
-"""Injects the faults of `tests/test_callbacks.py` at full counts, and prints tables.
+"""Injects the faults of test_snapshots.py and test_callbacks.py at full counts.
 
     python benchmarks/fault_training.py
 
@@ -16,7 +16,8 @@ import sys
 import running
 
 BACKENDS = ("torch", "tensorflow", "jax")
-TESTS = pathlib.Path(__file__).parent.parent / "tests" / "test_callbacks.py"
+ROOT = pathlib.Path(__file__).parent.parent
+TESTS = [ROOT / "tests" / f"test_{name}.py" for name in ("snapshots", "callbacks")]
 PROMISES = {
     40: "resume is exact",
     41: "never without a snapshot",
@@ -40,7 +41,7 @@ def run(promises):
     import pytest  # only now: it brings in Keras, by way of the tests
 
     tally = Tally({number: PROMISES[number] for number in promises})
-    options = ["-q", "-p", "no:cacheprovider", "--show-capture=no", str(TESTS)]
+    options = ["-q", "-p", "no:cacheprovider", "--show-capture=no", *map(str, TESTS)]
     if len(promises) == 1:
         options += ["-k", "killed_at_any_batch"]
     status = pytest.main(options, plugins=[tally])

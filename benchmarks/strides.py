@@ -22,7 +22,7 @@ import time
 import numpy as np
 from running import add_names, one_sentence
 
-from keras_fcn import callbacks
+from keras_fcn import snapshots
 
 ROWS = ("googlenet-32s", "googlenet-16s", "googlenet-8s", "alexnet-32s", "alexnet-8s")
 BUDGET = "--epochs 8 --crop 192 --scale 0.7 1.4".split()
@@ -75,7 +75,7 @@ def train(data, run, recipe):
                 )
     if (run / "model.h5").exists():
         return None
-    resume = ["--resume"] if callbacks.positions(run / "state") else []
+    resume = ["--resume"] if snapshots.positions(run / "state") else []
     began = time.perf_counter()
     keras_fcn("train", *data, *how, "--output", run, *resume)
     return None if resume else time.perf_counter() - began

@@ -8,8 +8,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         f"Keras wants the backend {backend}, which is not installed; install it with "
-        f'pip install "keras-fcn[{backend}]", or set KERAS_BACKEND to one that is: '
-        "tensorflow, jax or torch.",
+        f'pip install ".[{backend}]" in the checkout, or set KERAS_BACKEND to one that '
+        "is: tensorflow, jax or torch.",
         name=backend,
     ) from None
 
@@ -26,8 +26,8 @@ from keras_fcn.models import (
     fcn,
     late_fusion,
     load_checkpoint,
-    save_checkpoint,
 )
+from keras_fcn.saving import save_checkpoint
 from keras_fcn.training import compile_modern, compile_reference
 from keras_fcn.weights import transplant
 

@@ -1,5 +1,6 @@
 """From `weights=` to a filled net: which checkpoint is meant, and where it lies."""
 
+import difflib
 import os
 import pathlib
 from typing import NamedTuple
@@ -84,10 +85,18 @@ def find(weights_argument, builder, backbone, stride=None):
     entry = manifest.checkpoint_info(name) if name in names else {"model": {}}
     kind = entry["model"].get("builder", "fcn")
     if name not in names or kind != builder:
+        if weights_argument in names:
+            raise ValueError(
+                f"weights={weights_argument!r} was given, which is a checkpoint's "
+                "whole name; expected a tag, its last part. Call "
+                f"keras_fcn.load_checkpoint({weights_argument!r}), which builds it."
+            )
         alike = [n for n in names if n.endswith(f"-{weights_argument}")]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
         raise ValueError(
             f"There is no checkpoint {name!r} for {builder}(weights="
-            f"{weights_argument!r}); what exists is {', '.join(alike or names)}. "
+            f"{weights_argument!r}); what exists is "
+            f"{', '.join(alike or [*near, 'others that list_checkpoints() names'])}. "
             "Choose builder, backbone and stride accordingly, or pass an .h5 file or "
             "hf://owner/repo."
         )

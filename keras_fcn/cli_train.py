@@ -11,6 +11,7 @@ from collections import Counter
 import keras
 
 from keras_fcn import (
+    batch_norm,
     callbacks,
     cli_data,
     devices,
@@ -18,11 +19,13 @@ from keras_fcn import (
     manifest,
     models,
     protocols,
+    saving,
     training,
 )
 from keras_fcn import weights as weight_files
 from keras_fcn.labels import LABEL_SETS, LabelSet, voc_colormap
 from keras_fcn.progress import busy
+from keras_fcn.snapshots import Snapshots, positions
 
 # What is done where nobody says otherwise: `compile_modern`, for people's own data, and
 # `compile_reference`, one whole picture a step.
@@ -174,7 +177,7 @@ def train(options):
 
 
 def _check_resume(state, resume):
-    exists = bool(callbacks.positions(state))
+    exists = bool(positions(state))
     if resume and not exists:
         raise FileNotFoundError(
             f"{state} holds no state of a training to go on with. Leave out --resume, "
@@ -461,12 +464,20 @@ def _start(model, options, batches):
             given = models.load_checkpoint(name)
             stayed = weight_files.transplant(given, model, stream)
             del given  # as large as the net itself
+        fitting = weight_files.shapes(model).keys() - set(stayed)
+        # Biases of as many scores fit those of any net.
+        if all(name.startswith(("score_", "upscore")) for name in fitting):
+            raise ValueError(
+                f"--init {start} has no trunk that fits {options.backbone}-"
+                f"{options.stride}s; expected a checkpoint of {options.backbone}. "
+                "Pass the --backbone that it is of, or leave --init out."
+            )
         # What normalises is set by the first batch, below.
         stayed = [weight for weight in stayed if "_bn/" not in weight]
         print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")
     if options.batch_norm and options.init:
         with busy("Fitting the normalisation to a batch"):
-            models.fit_batch_norm(model, batches.batch(0, 0)[0])
+            batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
     if options.fix_trunk:
         training.fix_trunk(model)
 
@@ -511,7 +522,7 @@ def _fit(model, options, batches, validation, epochs):
     from keras_fcn.datasets.batches import Batches
 
     output = pathlib.Path(options.output)
-    snapshots = callbacks.Snapshots(output / "state", batches)
+    snapshots = Snapshots(output / "state", batches)
     shown = _shown(output, epochs, batches, validation, snapshots)
     validated = validation and Batches(
         validation, multiple=VALIDATION_MULTIPLE, shuffle=False
@@ -581,10 +592,10 @@ def _write(model, options, label_sets, weights, validation):
     output = pathlib.Path(options.output)
     net = output / "model.h5"
     if options.batch_norm:
-        model = models.fold_batch_norm(model)
+        model = batch_norm.fold_batch_norm(model)
     if options.adjust:
         training.adjust_logits(model, weights, options.adjust)
-    models.save_checkpoint(model, net, facts={"labels": _labels_fact(label_sets)})
+    saving.save_checkpoint(model, net, facts={"labels": _labels_fact(label_sets)})
     callbacks.curves(output / "log.csv", output / "curves.png")
     print(f"Wrote {net}, and curves.png beside it")
     if validation:

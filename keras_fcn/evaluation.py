@@ -35,12 +35,15 @@ def segment(model, image, *, mirror=False, scales=(1,)):
             around it: fill such holes first.
 
     Returns:
-        (height, width) uint8 labels; for a net of several heads, a dict of them.
+        (height, width) uint8 labels, of the picture's size (uint16 beyond 256
+        classes); for a net of several heads, a dict of them.
 
     Raises:
-        ValueError: If the image cannot be read or is not what the model takes, if the
-            model has no preprocessing, or if its scores are NaN.
-        FileNotFoundError: If there is no such file.
+        ValueError: If the image cannot be read or is not what the model takes; if the
+            model is not functional, has no preprocessing or gives no score for each
+            pixel, as a classifier; if its scores are NaN or of one class; or if the
+            scales are no numbers above 0.
+        OSError: If there is no such file, or if it may not be read.
     """
     inputs = _inputs(model)
     shapes = [tuple(tensor.shape[1:]) for tensor in inputs.values()]
@@ -90,8 +93,9 @@ def evaluate(model, batches, *, mirror=False, scales=(1,), progress=None):
     Raises:
         ValueError: If there are no batches, if one is no pair, if a label is neither a
             class nor void, if images or labels are not those of the model's inputs and
-            heads, if a number of an image or a score is NaN, or if scores are not as
-            large as the image.
+            heads, if a number of an image is not finite or a score NaN, if scores are
+            not as large as the image, or of 1 class or more than 255, or if the scales
+            are no numbers above 0.
     """
     inputs, classes = _inputs(model), num_classes(model)
     matrices = {head: np.zeros((n, n), "int64") for head, n in classes.items()}

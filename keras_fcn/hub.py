@@ -168,11 +168,11 @@ def _accepted(name, entry):
     """The hashes that `name`.h5 in our cache may have."""
     hub, record, published = entry.get("hub"), _record(name), _published(entry)
     accepted = {hub["sha256"]} if hub else set()
-    if record and record["source"] is None and not hub:
-        accepted.add(record["sha256"])
-    if record and record["source"] and _agrees(record["source"], published):
-        accepted.add(record["sha256"])
-    return accepted
+    if record and record["source"] and published:
+        holds = _agrees(record["source"], published)
+    else:  # somebody trusted it, which a hash on the Hub overrules
+        holds = record and not hub
+    return accepted | {record["sha256"]} if holds else accepted
 
 
 def _record(name):
@@ -566,7 +566,8 @@ def _trust_needed(name, url, path):
         f"{name}: nobody has published a hash of {url}.\n"
         f"If you trust that host and the way to it: keras-fcn fetch {name} "
         "--trust-first-download; its hash is kept and holds from then on.\n"
-        f"Or put a file that you trust at {path} and run the same command."
+        f"The same takes a file that you trust and have put at {path}, and then "
+        "downloads nothing."
     )
 
 
@@ -585,10 +586,12 @@ def _by_hand(name, entry):
         size = [f"about {4e-6 * entry['parameters']:,.0f} MB"]
     known = ", ".join([*size, _facts(facts) or "no hash is published"])
     lines = [f"By hand: put {url} ({known}) at {path}"]
+    if "hub" not in entry and not _published(entry):
+        lines.append(f"Then, once: keras-fcn fetch {name} --trust-first-download")
     if "caffemodel" in entry:
         file = _file_name(entry["caffemodel"]["url"])
         lines.append(
-            f"Or port the original: python tools/convert_caffe.py {file} "
+            f"Or port the original: keras-fcn convert {file} "
             f"--checkpoint {name} --output {name}.h5"
         )
     return "\n".join(lines)

@@ -493,7 +493,8 @@ def _color_table(labels, palette):
     if palette.ndim != 2 or palette.shape[1] != 3 or not in_range:
         raise ValueError(
             f"The palette is {palette.dtype} of shape {palette.shape}; expected "
-            "integers from 0 to 255, of shape (classes, 3)."
+            "integers from 0 to 255, of shape (classes, 3), such as "
+            'keras_fcn.labels.LABEL_SETS["camvid"].palette.'
         )
     highest = labels.max(initial=0, where=labels != VOID)
     if highest >= len(palette):

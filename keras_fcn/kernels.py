@@ -1,5 +1,8 @@
 """Keras' own layers and crops, where a backend has a faster way to the same numbers.
 
+A map smaller than a window is refused here, too: each backend has words of its own for
+it, and JAX may make it a map of no cells.
+
 The one place, beside `devices`, that names backends, each in the functions of its own.
 Keras hands PyTorch a copy of each map in another order of its axes, and composes batch
 normalisation of small steps; neither is needed.
@@ -18,7 +21,12 @@ class Conv2D(keras.layers.Conv2D):
     """
 
     def convolution_op(self, inputs, kernel):
-        """Returns `inputs` convolved with `kernel`, (height, width, in, out)."""
+        """Returns `inputs` convolved with `kernel`, (height, width, in, out).
+
+        Raises:
+            ValueError: If a map is smaller than the kernel.
+        """
+        _check_size(self, inputs, self.kernel_size)
         pads = _pads_of_torch(self, self.kernel_size)
         if pads is None:
             return super().convolution_op(inputs, kernel)
@@ -44,7 +52,12 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
     """
 
     def call(self, inputs):
-        """Returns `inputs` pooled."""
+        """Returns `inputs` pooled.
+
+        Raises:
+            ValueError: If a map is smaller than a window.
+        """
+        _check_size(self, inputs, self.pool_size)
         pads = _pads_of_torch(self, self.pool_size)
         if pads is None:
             return super().call(inputs)
@@ -55,14 +68,32 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
         return y.permute(0, 2, 3, 1)
 
 
+def _check_size(layer, x, size):
+    """Refuses a map without a single window, where its size is known by now."""
+    if layer.padding != "valid" or layer.data_format != "channels_last":
+        return
+    for cells, span in zip(x.shape[1:3], _spans(layer, size), strict=True):
+        if isinstance(cells, int) and cells <= span:
+            raise ValueError(
+                f"{layer.name} was given a map of {x.shape[1]} by {x.shape[2]} cells, "
+                f"and its window is {size[0]} by {size[1]}; expected one window at "
+                "least: take a larger picture."
+            )
+
+
+def _spans(layer, size):
+    """Cells from the first to the last of a window, (down, across)."""
+    rates = getattr(layer, "dilation_rate", (1, 1))
+    return [(n - 1) * rate for n, rate in zip(size, rates, strict=True)]
+
+
 def _pads_of_torch(layer, size):
     """What PyTorch has to pad for a layer, or None where it is not to do the work."""
     if keras.config.backend() != "torch" or layer.data_format != "channels_last":
         return None
     if layer.padding == "valid":
         return (0, 0)
-    rates = getattr(layer, "dilation_rate", (1, 1))
-    spans = [(n - 1) * rate for n, rate in zip(size, rates, strict=True)]
+    spans = _spans(layer, size)
     if max(layer.strides) > 1 or any(span % 2 for span in spans):
         return None  # not as much on either side
     return tuple(span // 2 for span in spans)

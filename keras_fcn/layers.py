@@ -15,6 +15,9 @@ def bilinear_line(kernel_size):
 
     The outer product of two such lines is Caffe's `BilinearFiller` for odd and even
     sizes alike (`upsample_filt` in the reference's surgery.py).
+
+    Args:
+        kernel_size: Cells, from 1.
     """
     factor = (kernel_size + 1) // 2
     center = (kernel_size - 1) / 2 if kernel_size % 2 else factor - 0.5
@@ -60,6 +63,9 @@ class BilinearUpsampling(keras.layers.Layer):
     Args:
         factor: Cells out per cell in.
         kernel_size: `2 * factor`, or `2 * factor - 1`.
+
+    Raises:
+        ValueError: If `kernel_size` is another.
 
     Input shape: `(batch, h, w, channels)`.
     Output shape: `(batch, factor * (h - 1) + kernel_size, ..., channels)`.
@@ -204,6 +210,9 @@ class Preprocess(keras.layers.Layer):
             for a net trained on reversed pictures, "RGB" for one that was not (HHA),
             "BGRD" with depth. D comes in millimetres and becomes its natural log.
         mean: One number per output channel, to subtract.
+
+    Raises:
+        ValueError: If the letters are not RGB or RGBD, or not as many as the means.
 
     Input shape: `(batch, height, width, channels)`, RGB 0-255, or RGBD.
     Output shape: the same.

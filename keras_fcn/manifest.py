@@ -40,6 +40,10 @@ def list_checkpoints(backbone=None):
     Args:
         backbone: "alexnet", "vgg16" or "googlenet" to list only those.
 
+    Returns:
+        A list of names in the manifest's order, each of which `load_checkpoint` and
+        `checkpoint_info` take.
+
     Raises:
         ValueError: If there is no such backbone.
     """
@@ -61,6 +65,11 @@ def checkpoint_info(name):
 
     Args:
         name: `{backbone}-{stride}s-{tag}`, such as "googlenet-8s-camvid".
+
+    Returns:
+        The fields of weights_manifest/README.md, such as `model` (the arguments of the
+        builder), `input` (channels and mean), `labels` (of a classifier there are
+        none), `license`, `published` and `measured` (scores in percent).
 
     Raises:
         ValueError: If there is no such checkpoint; names those that come near.

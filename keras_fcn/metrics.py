@@ -114,6 +114,9 @@ def without_channel(labels, logits):
         labels: (batch, height, width), or (batch, height, width, 1).
         logits: (batch, height, width, classes).
 
+    Returns:
+        (batch, height, width), the labels.
+
     Raises:
         ValueError: If that axis is not 1 long, as that of one-hot labels, or if they
             are of another size.
@@ -142,11 +145,17 @@ class SegmentationScores(keras.metrics.Metric):
     Counts are kept as two int32 numbers a cell, of 2^20 pixels and of single ones, so
     that they neither round (float32 stops at 2^24) nor overflow (int32 at 2^31).
 
+    A NaN among the logits of a pixel that counts makes the score NaN, as it is an error
+    in `keras_fcn.evaluate`: a backend's argmax would be class 0, or that of the NaN.
+
     Args:
         num_classes: Classes of the logits.
         score: One of `SCORES`.
         void: The label to ignore.
         name: Of the metric; the score's if None.
+
+    Raises:
+        ValueError: If there is no such score.
     """
 
     def __init__(self, num_classes, score="mean_iou", void=VOID, name=None, **kwargs):
@@ -162,6 +171,7 @@ class SegmentationScores(keras.metrics.Metric):
         self.millions = self.add_variable(
             shape, "zeros", dtype="int32", name="millions"
         )
+        self.undecided = self.add_variable((), "zeros", dtype="int32", name="undecided")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Counts a batch.
@@ -172,7 +182,8 @@ class SegmentationScores(keras.metrics.Metric):
             sample_weight: Not supported, for counts have none.
 
         Raises:
-            ValueError: If there are sample weights, or other classes.
+            ValueError: If there are sample weights, other classes, or labels of another
+                shape, such as one-hot ones.
         """
         if sample_weight is not None:
             raise ValueError(
@@ -190,6 +201,8 @@ class SegmentationScores(keras.metrics.Metric):
         truth = ops.cast(without_channel(y_true, y_pred), "int32")
         prediction = ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         counts = (truth != self.void) & (truth >= 0) & (truth < n)
+        undecided = counts & ops.any(ops.isnan(y_pred), axis=-1)
+        self.undecided.assign(self.undecided + ops.cast(ops.any(undecided), "int32"))
         place = ops.where(counts, truth * n + prediction, n * n)
         place = ops.reshape(place, (-1,))
         totals = ops.segment_sum(ops.ones_like(place), place, num_segments=n * n + 1)
@@ -198,14 +211,23 @@ class SegmentationScores(keras.metrics.Metric):
         self.millions.assign(self.millions + low // 2**_LOW)
 
     def matrix(self):
-        """Returns the confusion matrix so far, (classes, classes) int64, NumPy."""
+        """Returns the confusion matrix so far, (num_classes, num_classes) int64, NumPy.
+
+        Where a logit is NaN, what is counted as predicted is the backend's choice.
+        """
         # Copies, for TensorFlow has one on each of several devices.
         copies = [ops.copy(v.value) for v in (self.millions, self.ones)]
         high, low = map(ops.convert_to_numpy, copies)
         return high.astype("int64") * 2**_LOW + low
 
     def result(self):
-        """Returns the score so far, a scalar tensor; NaN before the first pixel."""
+        """Returns the score so far, a scalar tensor, 0 to 1.
+
+        It is NaN before the first pixel, and if there was a NaN among the logits.
+        """
+        return ops.where(self.undecided > 0, float("nan"), self._score())
+
+    def _score(self):
         high, low = ops.cast(self.millions, "float32"), ops.cast(self.ones, "float32")
         matrix = high * 2.0**_LOW + low
         hits = ops.diagonal(matrix)

@@ -1,12 +1,13 @@
 """The nets of the paper: a backbone, one decoder, and what they are fed."""
 
 import functools
+import inspect
 import math
 import numbers
 import re
+from collections.abc import Mapping
 
 import keras
-import numpy as np
 
 from keras_fcn import checkpoints, manifest
 from keras_fcn import weights as weight_files
@@ -16,6 +17,7 @@ from keras_fcn.features import (
     add,
     average,
     conv,
+    crop_alike,
     crop_like,
     scale,
     upsample,
@@ -23,6 +25,7 @@ from keras_fcn.features import (
 from keras_fcn.layers import Preprocess
 
 STRIDES = (32, 16, 8, 4)
+UPSAMPLINGS = ("bilinear", "learned")
 
 # What the VOC nets subtract, blue first (voc-*/net.py): the default input.
 VOC_INPUT = {"channels": "BGR", "mean": [104.00699, 116.66877, 122.67892]}
@@ -54,8 +57,19 @@ def score_taps(taps, num_classes, stride, *, skip_scales=None, head=""):
 
     Returns:
         `{name: Feature}`, finest first, of (batch, h, w, num_classes).
+
+    Raises:
+        ValueError: If all taps are finer than `stride`, or if a scale is for none that
+            is skipped from.
     """
     names = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+    if not names:
+        found = ", ".join(f"{tap.grid.stride:g}" for tap in taps.values())
+        raise ValueError(
+            f"stride={stride} was given for taps of stride {found or 'none'}; expected "
+            "one of theirs."
+        )
+    _check_skip_scales(skip_scales, names)
     scores = {}
     for name in names:
         x = taps[name]
@@ -77,16 +91,22 @@ def fuse(scores, image, *, upsampling="bilinear", head=""):
 
     Returns:
         A `Feature`: (batch, height, width, classes), logits at image size.
+
+    Raises:
+        ValueError: If there is no such upsampling, if a map upsampled does not land on
+            whole cells of the next one, or if the last one begins within the image: as
+            in `keras_fcn.geometry.bilinear_kernel_size` and `Grid.offset`.
     """
+    _check_choice("upsampling", upsampling, UPSAMPLINGS)
     learned = upsampling == "learned"
     *skips, coarsest = scores
     x, upscore = scores[coarsest], f"upscore2{head}"
     for name in reversed(skips):
         skip = scores[name]
         up = upsample(x, 2, skip, name=upscore, learned=learned)
-        skip = crop_like(skip, up, name=f"score_{name}{head}c")
         # GoogLeNet's taps end a cell short of the upsampled map at half of all sizes.
-        up = crop_like(up, skip, name=f"{upscore}c")
+        names = f"score_{name}{head}c", f"{upscore}c"
+        skip, up = crop_alike(skip, up, names=names)
         x = add(up, skip, name=f"fuse_{name}{head}")
         upscore = f"upscore_{name}{head}"
     stride = int(x.grid.stride)
@@ -118,6 +138,9 @@ def decode(
 
     Returns:
         A `Feature`: (batch, height, width, num_classes), logits.
+
+    Raises:
+        ValueError: As in `score_taps` and `fuse`.
     """
     scores = score_taps(taps, num_classes, stride, skip_scales=skip_scales, head=head)
     return fuse(scores, image, upsampling=upsampling, head=head)
@@ -198,7 +221,6 @@ def fcn(
             " leave one of them out."
         )
     taps = BACKBONES[backbone](x, width)
-    _check_skip_scales(skip_scales, taps, stride)
     heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
     outputs = {
         head: decode(
@@ -221,12 +243,26 @@ def fcn(
     return checkpoints.fill(model, checkpoint)
 
 
-FCN32s = functools.partial(fcn, stride=32)
-FCN32s.__doc__ = "Builds `fcn(backbone, stride=32, ...)`: no skips; see `fcn`."
-FCN16s = functools.partial(fcn, stride=16)
-FCN16s.__doc__ = "Builds `fcn(backbone, stride=16, ...)`: one skip; see `fcn`."
-FCN8s = functools.partial(fcn, stride=8)
-FCN8s.__doc__ = "Builds `fcn(backbone, stride=8, ...)`: two skips; see `fcn`."
+def _fcn_at(stride, skips):
+    """Returns `fcn` of one stride, as a function of its own name and signature."""
+
+    @functools.wraps(fcn)
+    def build(backbone="vgg16", num_classes=None, **others):
+        return fcn(backbone, stride, num_classes, **others)
+
+    build.__name__ = build.__qualname__ = f"FCN{stride}s"
+    build.__doc__ = (
+        f"Builds `fcn(backbone, stride={stride}, ...)`, with {skips}; see `fcn`."
+    )
+    signature = inspect.signature(fcn)
+    taken = [x for name, x in signature.parameters.items() if name != "stride"]
+    build.__signature__ = signature.replace(parameters=taken)
+    return build
+
+
+FCN32s = _fcn_at(32, "no skips")
+FCN16s = _fcn_at(16, "one skip")
+FCN8s = _fcn_at(8, "two skips")
 
 
 def late_fusion(
@@ -248,7 +284,8 @@ def late_fusion(
         backbone: As in `fcn`.
         stride: As in `fcn`.
         num_classes: Classes to tell apart; 40, as in NYUDv2, if nothing says it.
-        weights: As in `fcn`, but for "imagenet".
+        weights: As in `fcn`, but for "imagenet": `transplant` with a suffix fills one
+            stream, or each, from a classifier.
         upsampling: As in `fcn`.
         include_preprocessing: As in `fcn`; HHA comes as in its PNG files, disparity,
             height and angle, 0-255.
@@ -298,7 +335,9 @@ def classifier(
     """Builds the ImageNet classifier as a convolution: heatmaps (paper, figure 2).
 
     The padding is that of the classifier: an image of its own size (224 pixels,
-    AlexNet 227) gives one cell, larger ones a heatmap.
+    AlexNet 227) gives one cell, larger ones a heatmap. Below 193 pixels (AlexNet 199,
+    GoogLeNet 223) there is no cell: an error, in the backend's words for GoogLeNet and
+    on TensorFlow once the net was given several sizes, or there a heatmap of no cells.
 
     Args:
         backbone: As in `fcn`.
@@ -390,6 +429,9 @@ def checkpoint_entry(name):
     Args:
         name: As in `load_checkpoint`.
 
+    Returns:
+        A dict, as `keras_fcn.checkpoint_info` returns it, `model` in it for certain.
+
     Raises:
         ValueError: If there is no such checkpoint, or if the file does not say.
         OSError: If the file cannot be read.
@@ -406,211 +448,11 @@ def checkpoint_entry(name):
     return entry
 
 
-def save_checkpoint(model, path, *, facts=None, dtype=None):
-    """Writes the weights of a net of this package, and what they are for.
-
-    `load_checkpoint(path)` builds the net again; `fcn(..., weights=path)` too.
-
-    Args:
-        model: A net that `fcn` or `late_fusion` built, trained as you like.
-        path: The .h5 file to write; it appears whole or not at all.
-        facts: What else to say in the file, in the manifest's fields: `labels` (a
-            name in `LABEL_SETS`, or `{"names": [...], "palette": [...]}`),
-            `license`, `trained_on`, `measured`.
-        dtype: On disk, such as "float16" for half the size.
-
-    Raises:
-        ValueError: If neither built the net as it is, if weights are not finite, if the
-            path is a bare name without .h5, or if `labels` are not so or not one for
-            each class.
-        OSError: If the file cannot be written.
-    """
-    if not checkpoints.is_path(path):
-        raise ValueError(
-            f"The path {path} was given; expected one that ends in "
-            f"{' or '.join(weight_files.SUFFIXES)}, by which load_checkpoint tells a "
-            "file from a name."
-        )
-    metadata = {**describe(model), **(facts or {})}
-    _check_described(model, metadata)
-    manifest.check_labels(metadata)
-    weight_files.save(model, path, metadata=metadata, dtype=dtype)
-
-
-def fold_batch_norm(model):
-    """Returns the plain net that a trained one with batch normalisation amounts to.
-
-    At prediction a normalised convolution is a convolution with another kernel and
-    bias (Ioffe & Szegedy, 2015, section 3.1).
-
-    Args:
-        model: A net that `fcn(..., batch_norm=True)` built; it stays as it is.
-
-    Returns:
-        The `keras.Model` that `fcn` builds without: the same logits up to rounding.
-
-    Raises:
-        ValueError: If it is another net.
-    """
-    facts = describe(model)
-    plain = build({**facts, "model": {**facts["model"], "batch_norm": False}})
-    weight_files.transplant(model, plain)
-    for norm in _batch_norms(model):
-        name = norm.name.removesuffix("_bn")
-        gamma, beta, mean, variance = map(weight_files.to_numpy, norm.weights)
-        kernel, bias = map(weight_files.to_numpy, plain.get_layer(name).weights)
-        factor = gamma / np.sqrt(variance + norm.epsilon)
-        plain.get_layer(name).set_weights(
-            [kernel * factor, (bias - mean) * factor + beta]
-        )
-    return plain
-
-
-def fit_batch_norm(model, pictures):
-    """Makes the normalisation of a net one that changes nothing, as far as it can.
-
-    For a net that was given weights of one without: each layer's statistics become
-    those of the pictures, its scale and offset what undoes them. Kernels get the size
-    of drawn ones (He et al., 2015), which the normalisation undoes, too: those of a
-    folded net may be smaller by far, and a step of training would change them more.
-
-    Args:
-        model: A net that `fcn(..., batch_norm=True)` built.
-        pictures: (batch, height, width, channels), what the net is fed.
-    """
-    norms = _batch_norms(model)
-    for norm in norms:
-        none = np.zeros(norm.gamma.shape, "float32")
-        norm.set_weights([none + 1, none, none, none + 1 - norm.epsilon])
-    inputs = keras.Model(model.input, [norm.input for norm in norms])
-    for norm, x in zip(norms, inputs.predict_on_batch(pictures), strict=True):
-        x = np.asarray(x, "float32")  # under mixed precision a sum would stop growing
-        mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-        factor = _to_drawn_size(model.get_layer(norm.name.removesuffix("_bn")))
-        variance = factor**2 * variance
-        gamma = np.sqrt(variance + norm.epsilon) / factor
-        norm.set_weights([gamma, mean, factor * mean, variance])
-
-
-def _to_drawn_size(layer):
-    """Multiplies a convolution so that its kernel is as large as a drawn one."""
-    kernel, bias = map(weight_files.to_numpy, layer.weights)
-    size = np.sqrt(np.square(kernel).mean())
-    factor = np.sqrt(2 / kernel[..., 0].size) / size if size else np.float32(1)
-    layer.set_weights([factor * kernel, factor * bias])
-    return factor
-
-
-def _batch_norms(model):
-    kind = keras.layers.BatchNormalization
-    return [layer for layer in model.layers if isinstance(layer, kind)]
-
-
-def describe(model):
-    """Returns how to build a net again: the manifest's `model` and `input`.
-
-    Everything is read off its layers.
-
-    Args:
-        model: A net that `fcn` or `late_fusion` built.
-
-    Raises:
-        ValueError: If it is another net.
-    """
-    firsts = {f"{first}_bgrd": first for first in FIRST_LAYERS.values()}
-    found = layers = {firsts.get(x.name, x.name): x for x in model.layers}
-    fused = len(model.inputs) > 1
-    if fused:  # both streams are alike
-        first = "color"
-        found = {n.removesuffix(first): x for n, x in layers.items() if first in n}
-    backbones = [name for name, first in FIRST_LAYERS.items() if first in found]
-    heads = [
-        name.removeprefix("score_fr")
-        for name, layer in found.items()
-        if name.startswith("score_fr") and isinstance(layer, keras.layers.Conv2D)
-    ]
-    if not backbones or not heads:
-        raise ValueError(
-            f"The model {model.name!r} has no layers of an FCN; expected one that "
-            "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
-        )
-    classes = {head[1:]: found[f"score_fr{head}"].filters for head in heads}
-    skips = [name for name in layers if name.startswith("fuse_")]
-    learned = any(isinstance(x, keras.layers.Conv2DTranspose) for x in model.layers)
-    arguments = {
-        "backbone": backbones[0],
-        "stride": 32 >> len(skips) // len(heads),
-        "num_classes": classes.get("", classes),
-        "upsampling": "learned" if learned else "bilinear",
-        "include_preprocessing": "preprocess" in found,
-        "width": _width(found, backbones[0]),
-    }
-    if fused:
-        arguments["builder"] = "late_fusion"
-        names = {stream: f"preprocess{stream}" for stream in LATE_FUSION_INPUTS}
-    else:
-        arguments["skip_scales"] = _skip_scales(found, heads) or None
-        arguments["batch_norm"] = any(
-            isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers
-        )
-        arguments["input_channels"] = model.inputs[0].shape[-1]
-        names = {"": "preprocess"}
-    if "preprocess" not in found:
-        return {"model": arguments}
-    inputs = {
-        stream: {"channels": layers[name].channels, "mean": layers[name].mean}
-        for stream, name in names.items()
-    }
-    return {"model": arguments, "input": inputs.get("", inputs)}
-
-
-def _check_described(model, entry):
-    """Checks that the net which an entry describes is the model, as far as one sees."""
-    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
-        described = build(entry)
-    for what, each in {
-        "weights": weight_files.shapes,
-        "output": lambda net: (isinstance(net.output, dict), net.output_names),
-    }.items():
-        if each(model) != each(described):
-            raise ValueError(
-                f"The model {model.name!r} has other {what} than the net that its "
-                "layers are of; expected one as keras_fcn.fcn built it. Write others "
-                "with keras_fcn.weights.save."
-            )
-
-
-def _skip_scales(found, heads):
-    pattern = re.compile(rf"scale_(pool\d)({'|'.join(map(re.escape, heads))})")
-    scales = {pattern.fullmatch(name): layer for name, layer in found.items()}
-    return {match[1]: layer.scale for match, layer in scales.items() if match}
-
-
-FIRST_LAYERS = {"alexnet": "conv1", "vgg16": "conv1_1", "googlenet": "conv1_7x7_s2"}
-
-
-def _width(found, backbone):
-    """Returns a width at which a backbone has the channels that it was found with."""
-    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
-        image = Feature(keras.Input((None, None, 3)))
-        *_, last = BACKBONES[backbone](image).values()
-        full = keras.Model(image.tensor, last.tensor).layers
-    counts = [
-        (found[layer.name].filters, layer.filters)
-        for layer in full
-        if isinstance(layer, keras.layers.Conv2D)
-    ]
-    # Channels are rounded down, so that each count is a lower bound, but never to none.
-    least = min(n for n, _ in counts)
-    bounds = [n / filters for n, filters in counts if n > least or n == filters]
-    width = max(bounds, default=min(n / filters for n, filters in counts))
-    exact = all(int(width * filters) >= n for n, filters in counts if n > least)
-    return width if exact else width * (1 + 1e-12)
-
-
 def _image(name, channels, checkpoint):
-    if channels < 1:
-        raise ValueError(f"input_channels={channels} was given; expected 1 or more.")
+    if not isinstance(channels, numbers.Integral) or channels < 1:
+        raise ValueError(
+            f"input_channels={channels!r} was given; expected an integer from 1."
+        )
     tensor = keras.Input((None, None, int(channels)), name=name)
     drawn = {"kernel_initializer": "zeros"} if checkpoint else {}
     return Feature(tensor, **drawn)
@@ -651,16 +493,20 @@ def _check(backbone, width, stride=32, upsampling="bilinear"):
     choices = {
         "backbone": (backbone, tuple(BACKBONES)),
         "stride": (stride, STRIDES),
-        "upsampling": (upsampling, ("bilinear", "learned")),
+        "upsampling": (upsampling, UPSAMPLINGS),
     }
     for name, (value, allowed) in choices.items():
-        if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
-            raise ValueError(
-                f"{name}={value!r} was given; expected one of "
-                f"{', '.join(map(repr, allowed))}."
-            )
-    if not 0 < width < math.inf:
-        raise ValueError(f"width={width} was given; expected a number above 0.")
+        _check_choice(name, value, allowed)
+    if not isinstance(width, numbers.Real) or not 0 < width < math.inf:
+        raise ValueError(f"width={width!r} was given; expected a number above 0.")
+
+
+def _check_choice(name, value, allowed):
+    if value not in allowed or isinstance(value, float):  # 8.0 is in a tuple of 8
+        raise ValueError(
+            f"{name}={value!r} was given; expected one of "
+            f"{', '.join(map(repr, allowed))}."
+        )
 
 
 def _check_classes(num_classes, heads=False):
@@ -678,8 +524,13 @@ def _check_classes(num_classes, heads=False):
             )
 
 
-def _check_skip_scales(skip_scales, taps, stride):
-    *skips, _ = [name for name, tap in taps.items() if tap.grid.stride >= stride]
+def _check_skip_scales(skip_scales, names):
+    if not isinstance(skip_scales or {}, Mapping):
+        raise ValueError(
+            f"skip_scales={skip_scales!r} was given; expected a dict by tap, "
+            'such as {"pool4": 1e-2}.'
+        )
+    *skips, _ = names
     unknown = sorted(set(skip_scales or {}) - set(skips))
     if unknown:
         raise ValueError(

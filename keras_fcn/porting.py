@@ -134,7 +134,7 @@ def _match(source, model, drop):
     """
     given, slots = _read(source), _slots(model)
     hidden = weights.hidden_kernels(model)
-    rows, arrays, problems = [], {}, _misordered(given, model)
+    rows, arrays, problems = [], {}, _misordered(given)
     for given_title, layer in given.items():
         if not layer.blobs:
             continue
@@ -211,20 +211,17 @@ def _slots(model):
     return slots
 
 
-def _misordered(layers, model):
+def _misordered(layers):
     """Says where an AlexNet normalises before it pools, as no net here does.
 
     The weights of bvlc_alexnet and bvlc_reference_caffenet have the same names and
     shapes; only what feeds what tells them apart, as far as the file says.
     """
-    names = {layer.name for layer in model.layers}
     return [
         f"{norm} comes before {pool}, as in bvlc_alexnet; expected it after {pool}, as "
         "in bvlc_reference_caffenet"
         for norm, pool in (("norm1", "pool1"), ("norm2", "pool2"))
-        if norm in names
-        and {norm, pool} <= layers.keys()
-        and _feeds(layers, norm, pool)
+        if {norm, pool} <= layers.keys() and _feeds(layers, norm, pool)
     ]
 
 
@@ -336,11 +333,11 @@ def _to_keras(kind, array, shape):
 
 
 def _ported(arrays, shapes, progress):
-    """Yields (weight, array in Keras' layout), and lets go of each on the way."""
+    """Yields (weight, array in Keras' layout), in the order of `shapes`."""
     shapes = {name: shape for name, shape in shapes.items() if name in arrays}
     done, total = 0, sum(map(math.prod, shapes.values()))
     for name, shape in shapes.items():
-        yield name, _to_keras(*arrays.pop(name), shape)
+        yield name, _to_keras(*arrays[name], shape)
         done += math.prod(shape)
         if progress:
             progress(done, total)
@@ -362,17 +359,21 @@ def entry_toml(name, entry):
         name: Of the checkpoint.
         entry: A dict of dicts, lists, strings, numbers and truth values.
     """
-    width = max(map(len, entry))
-    lines = [f"{key:{width}} = {_toml(value)}" for key, value in entry.items()]
+    known = _known(entry)
+    width = max(map(len, known))
+    lines = [f"{key:{width}} = {_toml(value)}" for key, value in known.items()]
     return "\n".join([f"[{name}]", *lines])
+
+
+def _known(table):
+    """TOML has no word for None: what is left out is None."""
+    return {key: value for key, value in table.items() if value is not None}
 
 
 def _toml(value):
     if isinstance(value, dict):
-        # TOML has no word for None: what is left out is None.
-        known = {key: item for key, item in value.items() if item is not None}
-        pairs = ", ".join(f"{key} = {_toml(item)}" for key, item in known.items())
-        return f"{{ {pairs} }}" if value else "{}"
+        pairs = [f"{key} = {_toml(item)}" for key, item in _known(value).items()]
+        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}"
     if isinstance(value, list):

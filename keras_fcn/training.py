@@ -31,6 +31,10 @@ class WeightedCrossentropy(keras.losses.Loss):
             is added: to it a thin class is as much as a large one. Over the classes in
             the batch (Rahman & Wang, 2016, equation 3). Not with `reduction="sum"`.
         name: Of the loss.
+
+    Raises:
+        ValueError: If a weight is no number from 0, or `jaccard` is below 0, or above
+            it with `reduction="sum"`.
     """
 
     def __init__(
@@ -59,6 +63,9 @@ class WeightedCrossentropy(keras.losses.Loss):
                 label that is neither a class nor void the loss is NaN, on every
                 backend and device.
             y_pred: (batch, height, width, classes) logits.
+
+        Raises:
+            ValueError: If there is not one label for each pixel, as of one-hot labels.
         """
         labels = without_channel(y_true, y_pred)
         truth = ops.cast(labels, "int32")
@@ -108,9 +115,14 @@ def balanced_weights(counts, power=0.5):
     """Returns class weights (median / count) ^ power, 0 for classes without pixels.
 
     Args:
-        counts: Pixels of each class in the training set.
+        counts: Pixels of each class in the training set, such as the first numbers of
+            `keras_fcn.datasets.batches.label_counts`. The median is that of the
+            classes with pixels.
         power: 1 is median frequency balancing (Eigen & Fergus, 2015, section 6.3.2),
             0.5 its square root, 0 none.
+
+    Returns:
+        A list of floats, one for each class in their order: 1 for one of the median.
     """
     counts = np.asarray(counts, "float64")
     present = counts > 0
@@ -166,6 +178,8 @@ def adjust_logits(model, class_weights, share=0.5):
 # layer of the trunk has any, so Caffe's own hold: 1.
 SCORE_FACTORS = ((1, 1), (2, 0))
 PLAIN_FACTORS = ((1, 1), (1, 1))
+AT_ONCE = {"pool4": 1e-2, "pool3": 1e-4}  # what taps are multiplied by
+ACCUMULATED = {"momentum": 0.9, "accumulate": 20, "normalize": True}
 
 
 class Recipe(NamedTuple):
@@ -175,15 +189,15 @@ class Recipe(NamedTuple):
     learning; the accumulated one of CVPR 2015, section 4.3, for VGG16 is
 
     ```python
-    recipe = RECIPES["voc-fcn32s"]._replace(
-        learning_rate=1e-4, momentum=0.9, accumulate=20, normalize=True
-    )
+    recipe = RECIPES["voc-fcn32s"]._replace(learning_rate=1e-4, **ACCUMULATED)
     ```
 
     Args:
         learning_rate: Fixed. That of biases is twice as high.
         iterations: Updates that solve.py makes, each after `accumulate` batches.
         start: The checkpoint whose weights the training begins with, by `transplant`.
+        stride: Pixels per cell of the finest prediction of the net.
+        skip_scales: Of the net, as in `fcn`.
         momentum: Of `CaffeSGD`.
         accumulate: Batches whose gradients are averaged before one update.
         normalize: Whether the loss is the mean over the pixels that count, not their
@@ -194,10 +208,17 @@ class Recipe(NamedTuple):
     learning_rate: float
     iterations: int
     start: str
+    stride: int = 32
+    skip_scales: dict | None = None
     momentum: float = 0.99
     accumulate: int = 1
     normalize: bool = False
     trunk: tuple = SCORE_FACTORS
+
+    @property
+    def backbone(self):
+        """That of the net, which is the one that it starts from."""
+        return self.start.partition("-")[0]
 
     @property
     def steps(self):
@@ -208,11 +229,11 @@ class Recipe(NamedTuple):
 # By the folder of shelhamer/fcn.berkeleyvision.org that holds solver and nets.
 RECIPES = {
     "voc-fcn32s": Recipe(1e-10, 100_000, "vgg16-imagenet"),
-    "voc-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-voc"),
-    "voc-fcn8s": Recipe(1e-14, 100_000, "vgg16-16s-voc"),
-    "voc-fcn8s-atonce": Recipe(1e-10, 300_000, "vgg16-imagenet"),
+    "voc-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-voc", 16),
+    "voc-fcn8s": Recipe(1e-14, 100_000, "vgg16-16s-voc", 8),
+    "voc-fcn8s-atonce": Recipe(1e-10, 300_000, "vgg16-imagenet", 8, AT_ONCE),
     "voc-fcn-alexnet": Recipe(
-        1e-4, 100_000, "alexnet-imagenet", 0.9, 20, True, PLAIN_FACTORS
+        1e-4, 100_000, "alexnet-imagenet", trunk=PLAIN_FACTORS, **ACCUMULATED
     ),
     "nyud-fcn32s-color": Recipe(1e-10, 100_000, "vgg16-imagenet"),
     "nyud-fcn32s-hha": Recipe(1e-10, 100_000, "vgg16-imagenet"),
@@ -220,11 +241,11 @@ RECIPES = {
     # Both streams: of the colour net after 28,000 steps and the HHA net after 60,000.
     "nyud-fcn32s-color-hha": Recipe(1e-12, 100_000, "vgg16-32s-nyud"),
     "siftflow-fcn32s": Recipe(1e-10, 100_000, "vgg16-imagenet"),
-    "siftflow-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-siftflow"),
-    "siftflow-fcn8s": Recipe(1e-12, 100_000, "vgg16-16s-siftflow"),
+    "siftflow-fcn16s": Recipe(1e-12, 100_000, "vgg16-32s-siftflow", 16),
+    "siftflow-fcn8s": Recipe(1e-12, 100_000, "vgg16-16s-siftflow", 8),
     "pascalcontext-fcn32s": Recipe(1e-10, 400_000, "vgg16-imagenet"),
-    "pascalcontext-fcn16s": Recipe(1e-12, 400_000, "vgg16-32s-pascal-context"),
-    "pascalcontext-fcn8s": Recipe(1e-14, 400_000, "vgg16-16s-pascal-context"),
+    "pascalcontext-fcn16s": Recipe(1e-12, 400_000, "vgg16-32s-pascal-context", 16),
+    "pascalcontext-fcn8s": Recipe(1e-14, 400_000, "vgg16-16s-pascal-context", 8),
 }
 WEIGHT_DECAY = 5e-4  # of every solver
 
@@ -337,8 +358,9 @@ def compile_reference(
         scores: To follow, as in `SegmentationScores`.
 
     Raises:
-        ValueError: If there is no such recipe, if its learning rate is not above 0, or
-            if the class weights are not as many as the classes.
+        ValueError: If there is no such recipe or score, if the learning rate is not
+            above 0, if the class weights are not as many as the classes, or if the net
+            is not functional or tells 1 class apart or more than 255.
     """
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(recipe)
@@ -428,8 +450,10 @@ def compile_modern(
         scores: To follow, as in `SegmentationScores`.
 
     Raises:
-        ValueError: If there is no step, if the learning rate is not above 0, or if the
-            class weights are not as many as the classes.
+        ValueError: If there is no step or no such score, if the learning rate is not
+            above 0, if `jaccard` is below 0, if the class weights are not as many as
+            the classes, or if the net is not functional or tells 1 class apart or more
+            than 255.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} was given; expected 1 or more.")

@@ -387,6 +387,11 @@ def _layer(name):
 
 
 def _variables(model):
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{model!r} is a {type(model).__name__}; expected a keras.Model. Of a name "
+            "or a file keras_fcn.load_checkpoint makes one."
+        )
     named = {}
     for layer in model.layers:
         for variable in layer.weights:
@@ -474,7 +479,7 @@ def _opened(path):
             )
         raise ValueError(
             f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
-            "written by keras_fcn.save_checkpoint or tools/convert_caffe.py, or those "
+            "written by keras_fcn.save_checkpoint or `keras-fcn convert`, or those "
             f"that they are converted from. {remedy}"
         ) from error
 
@@ -575,8 +580,9 @@ def _check_lists(file, shapes):
         if len(shape) != 1 or shape[0] not in lengths:
             raise ValueError(
                 f"{printable(item.name)} has no list {attribute!r} as long as what it "
-                "holds; expected Keras' layout. If this is a .weights.h5 file, load "
-                "it with model.load_weights and write it with keras_fcn.weights.save."
+                "holds; expected Keras' layout. If model.save wrote this file, open it "
+                "with keras.models.load_model, if model.save_weights did, with "
+                "model.load_weights; then write it with keras_fcn.save_checkpoint."
             )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # PyTorch's threads, which otherwise spin while they wait, and hold up all beside them.
@@ -21,6 +22,34 @@ def _forget():
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def _signals():
+    """Gives the signals back to pytest, as a `fit` that is cut off does not."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A training that nothing stops: a folder of all its files, and its weights."""
+    from trainings import uninterrupted
+
+    return uninterrupted(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def target():
+    """A net as it is trained there, of other weights."""
+    from trainings import net
+
+    model = net(seed=9)
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 @pytest.fixture

@@ -476,6 +476,44 @@ def test_the_labels_of_each_head_are_counted_by_themselves():
         assert {label: counts[label] for label in np.flatnonzero(counts)} == expected
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", ">i4"])
+def test_labels_of_any_integers_are_counted(dtype):
+    labels = np.array([[0, 1, 1]]).astype(dtype)
+    assert label_counts(Invented((None, labels)))[:3].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.float32([[0, 1]]), r"float32 of shape \(1, 2\).*astype\(.uint8"),
+        (np.eye(3, dtype=int)[None], r"int64 of shape \(1, 3, 3\).*argmax"),
+        ([[0, 1]], "a list of 1.*np.array"),
+        (np.array([[0, -1]]), "holds the values -1 to 0; expected classes from 0"),
+        (np.array([[256, 7]]), "holds the values 7 to 256; expected classes from 0"),
+        ({"sem": np.eye(2)}, "has the heads 'sem', and head='' was given"),
+    ],
+)
+def test_labels_that_are_none_are_not_counted(labels, message):
+    source = Invented((None, np.uint8([[1]])), (None, labels))
+    with pytest.raises(ValueError, match=rf"source\.labels\(1\).*{message}"):
+        label_counts(source)
+
+
+def test_labels_of_a_head_that_is_none_are_not_counted():
+    with pytest.raises(ValueError, match="has the heads '', and head='geo' was given"):
+        label_counts(Invented((None, np.uint8([[1]]))), "geo")
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_batch_beyond_the_epoch_is_none(index):
+    batches = Batches(
+        Invented(*[(np.zeros((2, 2, 3), "uint8"), None)] * 3), batch_size=2
+    )
+    batches.seek(0, 1)
+    with pytest.raises(IndexError, match=f"no batch {index}: there are 2"):
+        batches.batch(0, index)
+
+
 def test_streams_and_heads_are_changed_alike(tmp_path):
     color = np.uint8(noise(9, 11) % 250)
     truth = color[..., 0]
@@ -632,6 +670,13 @@ def test_labels_may_be_integers_of_any_type_and_pictures_floats(dtype, color):
     [image], [target] = Batches(source, crop=(8, 6)).batch(0, 0)
     np.testing.assert_array_equal(target, truth)
     assert (image == 7).all()
+
+
+def test_a_picture_of_floats_is_not_blurred():
+    source = Invented(*[(COLOR.astype("float32"), TRUTH)] * 9)
+    for batch in range(9):  # every second would be
+        with pytest.raises(ValueError, match="`blur` was given for a picture of float"):
+            Batches(source, blur=1.0).batch(0, batch)
 
 
 # Whole pictures

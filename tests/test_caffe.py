@@ -204,6 +204,16 @@ ACCEPTED = {
         integer(2, 1) + integer(100, 1) + conv1(SOUND),
         KERNEL,
     ),
+    "100,000 fields": (conv1(SOUND) + integer(5, 1) * (100_000 - 6), KERNEL),
+    "long tags, then one that begins alike": (
+        conv1(
+            shape(BIAS.shape)
+            + b"".join(b"\xad\x00" + number.tobytes() for number in BIAS)
+            + b"\xad\x01"
+            + bytes(4)  # field 21
+        ),
+        BIAS,
+    ),
     "unknown fields": (
         integer(5, 1) + field(8, b"xyz") + conv1(SOUND + field(6, KERNEL.tobytes())),
         KERNEL,
@@ -415,7 +425,10 @@ LIES = {
         conv1(SOUND) + b"\x08" + b"\xff" * 10 + b"\1",
         "above 10",
     ),
-    "100,001 fields": (conv1(SOUND) + integer(5, 1) * 100_000, "100,000 fields"),
+    "100,001 fields": (
+        conv1(SOUND) + integer(5, 1) * (100_001 - 6),  # of conv1
+        "100,000 fields",
+    ),
 }
 
 
@@ -526,10 +539,11 @@ def test_ten_thousand_mutants_of_a_format_give_arrays_or_a_value_error(name):
 # What a porter makes of it
 
 
-def test_a_convolution_kernel_keeps_each_number_at_its_place():
-    blob = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    kernel = to_keras(blob, (4, 5, 3, 2))
-    assert kernel.shape == (4, 5, 3, 2)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_convolution_kernel_keeps_each_number_at_its_place(outputs):
+    blob = np.arange(outputs * 3 * 4 * 5).reshape(outputs, 3, 4, 5)
+    kernel = to_keras(blob, (4, 5, 3, outputs))
+    assert kernel.shape == (4, 5, 3, outputs)
     for o, i, y, x in np.ndindex(blob.shape):
         assert kernel[y, x, i, o] == blob[o, i, y, x]
 
@@ -552,9 +566,10 @@ def test_an_inner_product_is_a_convolution_over_the_whole_map(dims):
     )
 
 
-@pytest.mark.parametrize("dims", [(6,), (1, 1, 1, 6)])
+@pytest.mark.parametrize("dims", [(6,), (1, 1, 1, 6), (1,), (1, 1, 1, 1)])
 def test_a_bias_stays_as_it_is(dims):
-    assert to_keras(np.arange(6).reshape(dims), (6,)).tolist() == list(range(6))
+    n = dims[-1]
+    assert to_keras(np.arange(n).reshape(dims), (n,)).tolist() == list(range(n))
 
 
 @pytest.mark.parametrize(

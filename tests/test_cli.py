@@ -20,6 +20,7 @@ from keras_fcn import (
     images,
     metrics,
     models,
+    saving,
     training,
     weights,
 )
@@ -56,7 +57,7 @@ def checkpoint(tmp_path):
         variable.assign(rng.standard_normal(variable.shape))
     path = tmp_path / "net.h5"
     facts = {"labels": {"names": ["left", "right", "rest"]}}
-    models.save_checkpoint(model, path, facts=facts)
+    saving.save_checkpoint(model, path, facts=facts)
     return str(path)
 
 
@@ -138,7 +139,7 @@ def test_a_net_of_centred_data_is_shown_no_pictures(command, tmp_path, capsys, s
     path = str(tmp_path / "plain.h5")
     net = models.fcn("alexnet", 32, 3, width=1 / 16, include_preprocessing=False)
     net.get_layer("score_fr").bias.assign([0, 1, 0])
-    models.save_checkpoint(net, path)
+    saving.save_checkpoint(net, path)
     data = street[:1] if command == "predict" else [*street, "--relabel", "9=255"]
     assert main([command, *data, "--checkpoint", path]) == 2
     assert "plain.h5 is without preprocessing; expected" in capsys.readouterr().err
@@ -148,7 +149,7 @@ def test_a_net_that_finds_one_class_everywhere_is_warned_of(tmp_path, capsys, st
     model = models.fcn("googlenet", 32, 3, width=1 / 16)
     model.get_layer("score_fr").bias.assign([0, 1, 0])  # its kernel is zero
     path = str(tmp_path / "net.h5")
-    models.save_checkpoint(model, path)
+    saving.save_checkpoint(model, path)
     assert main(["evaluate", *street, "--relabel", "9=255", "--checkpoint", path]) == 0
     warnings = [x for x in capsys.readouterr().err.splitlines() if "warning" in x]
     assert len(warnings) == 1
@@ -302,7 +303,7 @@ def drawn(tmp_path, street):
     bias.assign(weights.to_numpy(bias) - logits.mean(axis=(0, 1)) - [60, 0, 0])
     path = str(tmp_path / "drawn.h5")
     facts = {"labels": {"names": ["left", "right", "rest"]}}
-    models.save_checkpoint(model, path, facts=facts)
+    saving.save_checkpoint(model, path, facts=facts)
     return model, path
 
 

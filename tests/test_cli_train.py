@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from pictures import write
 
-from keras_fcn import cli_data, cli_train, images, models, training, weights
+from keras_fcn import (
+    batch_norm,
+    cli_data,
+    cli_train,
+    images,
+    models,
+    saving,
+    training,
+    weights,
+)
 from keras_fcn.cli import main
 from keras_fcn.datasets import batches as batches_module
 from keras_fcn.datasets import catalog
@@ -41,7 +50,7 @@ def seen(monkeypatch):
     watch(keras.config, "set_dtype_policy", lambda policy: None)
     watch(keras.utils, "set_random_seed", keras.utils.set_random_seed)
     watch(training, "fix_trunk", training.fix_trunk)
-    watch(models, "fit_batch_norm", models.fit_batch_norm)
+    watch(batch_norm, "fit_batch_norm", batch_norm.fit_batch_norm)
     watch(training, "compile_modern", end)
     watch(training, "compile_reference", end)
     return found
@@ -88,6 +97,16 @@ WINDOWS = {
     "shard": (0, 1),
 }
 PIXELS = [3 * 37 * 11, 3 * 37 * 39]  # of the two classes, void left out
+
+
+@pytest.mark.parametrize("classes", range(2, 7))  # the pictures' number among them
+def test_a_start_of_another_backbone_is_refused(classes, data, seen, tmp_path, capsys):
+    start = tmp_path / "vgg16.h5"
+    saving.save_checkpoint(models.fcn("vgg16", 32, classes), start)
+    assert main(["train", *map(str, data), "--init", str(start)]) == 2
+    error = capsys.readouterr().err
+    assert f"--init {start} has no trunk that fits googlenet-8s" in error
+    assert "Pass the --backbone" in error
 
 
 def test_every_option_reaches_what_it_is_for(data, seen):
@@ -187,7 +206,7 @@ def test_normalisation_is_fitted_to_a_net_that_is_trained_on(
 ):
     start = tmp_path / "lr=1" / "model.h5"  # no stream is called so
     start.parent.mkdir()
-    models.save_checkpoint(models.fcn("alexnet", 32, 2), start)
+    saving.save_checkpoint(models.fcn("alexnet", 32, 2), start)
     seen.clear()
     options = ["--backbone", "alexnet", "--stride", "32", "--classes", "a", "b"]
     options += ["--batch-norm", *(["--init", start] if before else [])]
@@ -280,7 +299,7 @@ def test_pictures_of_a_data_set_are_fed_as_its_net_wants_them(
 def test_each_stream_starts_from_a_net_of_its_own(seen, loaded, tmp_path):
     paths = [tmp_path / "1.h5", tmp_path / "2.h5"]
     for classes, path in enumerate(paths, start=2):
-        models.save_checkpoint(models.fcn("alexnet", 32, classes), path)
+        saving.save_checkpoint(models.fcn("alexnet", 32, classes), path)
     options = ["--output", tmp_path / "run", "--backbone", "alexnet", "--balance", "0"]
     options += ["--stride", "32", "--init", f"hha={paths[0]}", f"color={paths[1]}"]
     trained("nyudv2-color-hha", *options)

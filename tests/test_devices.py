@@ -23,10 +23,10 @@ from keras import layers, ops, tree
 from PIL import Image
 
 from keras_fcn import cli, cli_train, devices, models
-from keras_fcn.callbacks import Snapshots, restore
 from keras_fcn.cli import main
 from keras_fcn.datasets.batches import Batches
 from keras_fcn.metrics import SegmentationScores
+from keras_fcn.snapshots import Snapshots, restore
 from keras_fcn.training import CaffeSGD, WeightedCrossentropy, compile_modern
 
 VOID = 255
@@ -115,7 +115,8 @@ def train(case):
     model, pictures = CASES[case](), source()
     if isinstance(model.output, dict):
         pictures = [(x, dict.fromkeys(model.output, y)) for x, y in pictures]
-    devices.distribute(model)
+    for _ in range(2):  # the second time changes nothing
+        devices.distribute(model)
     steps = [weights(model)]
     keep = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: steps.append(weights(model))
@@ -161,7 +162,10 @@ def resumed(folder):
 
 
 def masks():
-    """Returns how many pictures of a step kept each number: 0, 1 or 2."""
+    """Returns how many pictures of a step kept each number: 0, 1 or 2.
+
+    And the seed after that, the mean over the devices.
+    """
     ones = keras.Input((256,))
     kept = layers.Dropout(0.5, seed=1)(ones)
     sums = layers.Dense(1, use_bias=False, kernel_initializer="zeros")(kept)
@@ -171,7 +175,19 @@ def masks():
     _, processes = devices.shard()
     pictures = np.ones((2 // processes, 256), "float32")
     model.fit(pictures, pictures[:, :1], batch_size=2, verbose=0)
-    return weights(model)
+    (seed,) = model.non_trainable_variables
+    state = devices.mean(ops.cast(seed.value, "float64"))
+    return weights(model), ops.convert_to_numpy(state)[0]
+
+
+def waited(folder):
+    """Returns the share of devices that find the file for which they have waited."""
+    if devices.is_first():
+        time.sleep(1)
+        (folder / "late").touch()
+    devices.wait()
+    found = float((folder / "late").exists())
+    return ops.convert_to_numpy(devices.mean(ops.convert_to_tensor(found)))
 
 
 # The programs
@@ -184,7 +200,8 @@ def all_cases(folder):
         for name, numbers in train(case).items()
     }
     found["resumed"] = resumed(folder / "state")
-    found["masks"] = masks()
+    found["masks"], found["seed"] = masks()
+    found["waited"] = waited(folder)
     if devices.is_first():
         np.savez(folder / "two.npz", **found)
 
@@ -313,6 +330,11 @@ def test_dropout_draws_other_masks_on_each_device(two):
     kept, counts = np.unique(two["masks"].round(4), return_counts=True)
     np.testing.assert_array_equal(kept, [0, 1, 2])
     assert 90 < counts[1] < 166  # of 256, half of them: 128, standard deviation 8
+    assert two["seed"] == 1  # as it was: what one device saves, all go on with
+
+
+def test_what_the_first_writes_is_there_for_all_that_have_waited(two):
+    assert two["waited"] == 1
 
 
 @pytest.mark.parametrize("case", CASES)

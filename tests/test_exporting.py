@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from contextlib import nullcontext
 
 import keras
 import numpy as np
@@ -148,20 +149,55 @@ def test_onnx_of_one_size_says_so(tmp_path):
 
 
 @ONNX
-def test_a_file_that_computes_something_else_is_not_kept(monkeypatch, tmp_path):
+@pytest.mark.parametrize("bias", [0, np.nan])
+def test_a_file_that_computes_something_else_is_not_kept(bias, monkeypatch, tmp_path):
     write = exporting._write_onnx
 
     def other(model, path, signature):
-        write(
-            oracle.draw(models.fcn("googlenet", 32, 3, width=1 / 32), 1),
-            path,
-            signature,
-        )
+        other = oracle.draw(models.fcn("googlenet", 32, 3, width=1 / 32), 1)
+        other.get_layer("score_fr").bias.assign([bias] * 3)
+        write(other, path, signature)
 
     monkeypatch.setattr(exporting, "_write_onnx", other)
     model = oracle.draw(models.fcn("googlenet", 32, 3, width=1 / 32))
     with pytest.raises(ValueError, match="gives logits that are off by"):
         keras_fcn.export(model, tmp_path / "net.onnx", size=(40, 50))
+    assert not list(tmp_path.iterdir())
+
+
+@ONNX
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_earlier_file_is_replaced_by_a_whole_one_or_stays(
+    fails, monkeypatch, tmp_path
+):
+    def copy(source, target):
+        target.write(b"half")
+        if fails:
+            raise OSError("no space")
+
+    monkeypatch.setattr(exporting, "_write_onnx", lambda _, part, __: part.touch())
+    monkeypatch.setattr(exporting, "_compare", lambda *_: None)
+    monkeypatch.setattr(exporting.shutil, "copyfileobj", copy)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"before")
+    model = models.fcn("alexnet", 32, 3, width=1e-6)
+    with pytest.raises(OSError, match="no space") if fails else nullcontext():
+        keras_fcn.export(model, path, size=(9, 9))
+    assert path.read_bytes() == (b"before" if fails else b"half")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@ANY_SIZE
+def test_of_a_saved_model_that_fails_half_way_nothing_is_left(monkeypatch, tmp_path):
+    def fail(model, part, *_):
+        part.mkdir()
+        (part / "saved_model.pb").touch()
+        assert not (tmp_path / "net").exists()
+        raise MemoryError
+
+    monkeypatch.setattr(exporting, "_run_exporter", fail)
+    with pytest.raises(MemoryError):
+        keras_fcn.export(models.fcn("alexnet", 32, 3, width=1e-6), tmp_path / "net")
     assert not list(tmp_path.iterdir())
 
 
@@ -185,17 +221,23 @@ def test_a_saved_model_gives_the_logits_of_the_net_at_any_size(name, tmp_path):
 
 
 def test_what_cannot_be_exported_is_said_before_anything_is_loaded(capsys, tmp_path):
-    (tmp_path / "folder").mkdir()
+    for folder in ("folder", "folder.onnx"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").touch()
     refused = {
         "net.pb": "expected a name that ends in .onnx",
         "folder": "folder exists",
+        "folder.onnx": "folder.onnx exists",
+        "file": "file exists",
+        "nowhere/net.onnx": "nowhere is no folder",
+        "net.onnx --size 0 9": "size=[0, 9] was given; expected pixels from 1",
     }
     if BACKEND != "tensorflow":
         refused["net.onnx"] = "set KERAS_BACKEND to tensorflow"
         refused["net"] = "would be a SavedModel"
     for output, said in refused.items():
-        path = str(tmp_path / output)
-        assert cli.main(["export", "no-such-net", "--output", path]) == 2
+        path, *options = str(tmp_path / output).split()
+        assert cli.main(["export", "no-such-net", "--output", path, *options]) == 2
         assert said in capsys.readouterr().err
 
 

@@ -33,11 +33,18 @@ FLOORS = [
         "datasets.hha",
         "datasets.matlab",
         "evaluation",
-        "callbacks",
+        "snapshots",
         "exporting",
         "training",
     ],
-    ["backbones", "summary", "checkpoints", "protocols", "datasets.building"],
+    [
+        "backbones",
+        "summary",
+        "callbacks",
+        "checkpoints",
+        "protocols",
+        "datasets.building",
+    ],
     [
         "models",
         "datasets.camvid",
@@ -47,7 +54,8 @@ FLOORS = [
         "datasets.sbd",
         "datasets.siftflow",
     ],
-    ["datasets.voc"],  # seg11valid is what SBD does not train on
+    ["saving", "datasets.voc"],  # seg11valid is what SBD does not train on
+    ["batch_norm"],
     ["cli_data"],
     ["cli_train"],
     ["cli"],

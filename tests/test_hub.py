@@ -5,6 +5,7 @@ KERAS_FCN_FAULTS is "full" (benchmarks/faults.py).
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import itertools
@@ -23,6 +24,7 @@ import time
 import types
 import urllib.request
 
+import huggingface_hub
 import pytest
 import servers
 from huggingface_hub import constants
@@ -223,6 +225,11 @@ def test_the_cache_is_where_the_variables_say(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert hub.cache_folder() == tmp_path / ".cache" / "keras_fcn"
+    monkeypatch.setenv("KERAS_FCN_CACHE", "~/there")
+    assert hub.cache_folder() == tmp_path / "there"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_FCN_CACHE", "where I am")
+    assert hub.cache_folder() == tmp_path / "where I am"
 
 
 def test_one_line_is_printed_where_there_is_no_terminal(site, capsys):
@@ -351,6 +358,31 @@ def test_a_hash_published_later_overrules_what_was_trusted(site):
     assert here.is_right(here.fetch())
 
 
+def on_both(site):
+    """Two sites of one cache: an original without a hash, then its port on the Hub."""
+    first, later = site("host", hashes=[]), site("hub")
+    later.cache = first.cache
+    later.entry = {**first.entry, **later.entry}
+    return first, later
+
+
+def test_a_file_on_the_hub_overrules_a_download_that_was_trusted(site, monkeypatch):
+    first, later = on_both(site)
+    monkeypatch.setenv("KERAS_FCN_CACHE", str(first.cache))
+    first.fetch(trust_first_download=True)
+    assert later.is_right(later.fetch())
+
+
+def test_a_file_on_the_hub_overrules_weights_that_were_trusted(site, monkeypatch):
+    first, later = on_both(site)
+    monkeypatch.setenv("KERAS_FCN_CACHE", str(first.cache))
+    first.cache.mkdir(parents=True)
+    first.final.write_bytes(b"mine")
+    first.fetch(trust_first_download=True)
+    assert later.facts["sha256"] in later.refuses(ValueError)
+    assert first.final.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("hashes", [["sha1"], []])
 def test_a_caffemodel_put_there_by_hand_is_ported_and_stays(site, monkeypatch, hashes):
     here = site("host", hashes=hashes)
@@ -363,6 +395,15 @@ def test_a_caffemodel_put_there_by_hand_is_ported_and_stays(site, monkeypatch, h
     assert here.is_right(here.fetch(trust_first_download=not hashes))
     assert original.read_bytes() == here.body
     assert here.server.log == []
+
+
+def test_offline_without_a_hash_the_way_by_hand_ends_with_the_word(site, monkeypatch):
+    monkeypatch.setenv("KERAS_FCN_OFFLINE", "1")
+    here = site("host", hashes=[])
+    message = here.refuses(OSError)
+    assert f"keras-fcn fetch {NAME} --trust-first-download" in message
+    here = site("host")
+    assert "--trust-first-download" not in here.refuses(OSError)
 
 
 def test_a_wrong_caffemodel_put_there_by_hand_is_named_and_stays(site):
@@ -825,8 +866,7 @@ def names_everything(here, message):
     texts = [NAME, here.path, f"{len(here.body):,} bytes", digest, here.cache / file]
     if here.kind == "host":
         texts.append(
-            "python tools/convert_caffe.py fcn8s.caffemodel "
-            f"--checkpoint {NAME} --output {NAME}.h5"
+            f"keras-fcn convert fcn8s.caffemodel --checkpoint {NAME} --output {NAME}.h5"
         )
     return all(str(text) in message for text in texts)
 
@@ -1130,6 +1170,28 @@ def test_the_hub_is_asked_over_https_and_without_credentials(
     faults(13, [()], check)
 
 
+def test_what_the_hub_answered_is_said_and_not_what_its_client_makes_of_it(site):
+    here = site("hub")
+    heads = itertools.count()
+    here.server.fault = lambda request: (
+        request.command == "HEAD" and next(heads) and request.send(b"", 410)
+    )
+    assert "answered 410 Gone" in here.refuses(OSError)
+    assert next(heads) == 2
+
+
+def test_a_disk_that_fills_up_while_the_hubs_file_comes_is_said_so(site, monkeypatch):
+    here = site("hub")
+
+    def write(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", write)
+    message = here.refuses(OSError)
+    assert "200,000 bytes needed" in message
+    assert str(here.hub_cache) in message
+
+
 def test_a_file_of_the_hub_on_another_host_is_refused_over_plain_http(site, faults):
     def check():
         here = site("hub")
@@ -1253,7 +1315,7 @@ def test_an_address_gives_the_file_and_a_commit_asks_only_once(site):
     assert [path for _, path, _ in here.server.log] == [pinned]
 
 
-def test_a_branch_that_moved_on_is_followed(site):
+def test_a_branch_that_moved_on_is_followed(site, monkeypatch):
     here = site("hub")
     here.server.files[BRANCH] = described(here)
     hub.fetch_repository("hf://fcn/voc")
@@ -1261,6 +1323,20 @@ def test_a_branch_that_moved_on_is_followed(site):
     here.build(100_000, (), revision=later, seed=1)
     here.server.files[BRANCH] = described(here, later)
     assert hub.fetch_repository("hf://fcn/voc").read_bytes() == here.good
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub.fetch_repository("hf://fcn/voc").read_bytes() == here.good
+
+
+def test_a_branch_whose_new_file_never_came_is_what_it_was(site, monkeypatch):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here)
+    before = hub.fetch_repository("hf://fcn/voc").read_bytes()
+    here.build(100_000, (), revision="6" * 40, seed=1)
+    here.server.files = {BRANCH: described(here, "6" * 40)}
+    with pytest.raises(OSError, match="404"):
+        hub.fetch_repository("hf://fcn/voc")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub.fetch_repository("hf://fcn/voc").read_bytes() == before
 
 
 @pytest.mark.parametrize("how", ["offline", "gone"])
@@ -1291,6 +1367,60 @@ def test_repositories_whose_names_are_written_alike_are_not_mixed_up(site, monke
         hub.fetch_repository("hf://fcn--a/b")
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["http://hub.example.org", "https://me:secret@hub.example.org"]
+)
+def test_a_repository_is_described_over_https_and_without_credentials(
+    site, monkeypatch, endpoint
+):
+    site("hub")
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(ValueError, match=f"{endpoint}/fcn/voc/tree/main"):
+        hub.fetch_repository("hf://fcn/voc")
+
+
+def test_a_hub_that_is_busy_is_asked_again_about_a_repository(site, naps):
+    here = site("hub")
+    here.server.files[BRANCH] = described(here)
+    here.server.fault = once(lambda request: request.send(b"", 503))
+    assert here.is_right(hub.fetch_repository("hf://fcn/voc"))
+    assert len(naps) == 1
+
+
+def test_a_hub_that_nobody_answers_for_is_given_up_in_ten_seconds(
+    site, naps, monkeypatch
+):
+    site("hub")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = listener.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free}")
+    with pytest.raises(OSError, match="hf://fcn/voc could not be fetched"):
+        hub.fetch_repository("hf://fcn/voc")
+    assert 3 < sum(naps) < 10
+
+
+def test_a_hub_that_says_nothing_about_a_repository_is_not_waited_for(
+    site, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
+    here = site("hub")
+    here.server.fault = lambda request: threading.Event().wait(20)
+    start = time.perf_counter()
+    with pytest.raises(OSError, match="hf://fcn/voc could not be fetched"):
+        hub.fetch_repository("hf://fcn/voc")
+    assert time.perf_counter() - start < 6 * 0.1 + LOADED
+
+
+@pytest.mark.parametrize("repo", ["Fcn/VOC", f"fcn/{'v' * 96}"])
+def test_a_repository_may_have_capitals_and_a_long_name(site, repo):
+    here = site("hub")
+    here.server.files = {
+        BRANCH.replace("fcn/voc", repo): described(here),
+        here.path.replace("fcn/voc", repo): here.body,
+    }
+    assert hub.fetch_repository(f"hf://{repo}").read_bytes() == here.good
+
+
 def test_a_commit_for_which_the_hub_describes_another_is_refused(site):
     here = site("hub")
     wanted = "7" * 40
@@ -1303,6 +1433,15 @@ def test_wrong_bytes_of_a_repository_are_refused(site):
     here = site("hub")
     here.server.files[BRANCH] = described(here, sha256="0" * 64)
     with pytest.raises(ValueError, match="0" * 64):
+        hub.fetch_repository("hf://fcn/voc")
+
+
+def test_a_weight_file_of_which_the_hub_knows_no_hash_is_an_error(site):
+    here = site("hub")
+    answer = json.loads(described(here))
+    answer["siblings"][0]["lfs"] = None
+    here.server.files[BRANCH] = json.dumps(answer).encode()
+    with pytest.raises(ValueError, match="weights.h5; expected one, in Git LFS"):
         hub.fetch_repository("hf://fcn/voc")
 
 

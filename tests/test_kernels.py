@@ -47,6 +47,22 @@ def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        MaxPooling2D((3, 2), name="x"),
+        Conv2D(1, (3, 2), name="x"),
+        Conv2D(1, (2, 2), dilation_rate=(2, 1), name="x"),
+    ],
+)
+def test_a_map_smaller_than_a_window_is_refused(layer):
+    assert layer(noise(1, 3, 2, 1)).shape == (1, 1, 1, 1)
+    for size in ((2, 2), (3, 1), (0, 0)):
+        found = "x was given a map of {} by {} cells, and its window is".format(*size)
+        with pytest.raises(ValueError, match=found):
+            layer(noise(1, *size, 1))
+
+
 # Batch normalisation
 
 

@@ -10,7 +10,7 @@ from caffemodels import caffe_layers, caffemodel
 from golden import golden
 
 import keras_fcn
-from keras_fcn import hub, manifest, models
+from keras_fcn import hub, manifest, models, weights
 from keras_fcn.cli import main
 
 SMALL = 1 / 32
@@ -89,6 +89,13 @@ def test_a_path_may_be_text_or_a_path(tmp_path):
         assert net.output.shape[-1] == 2
 
 
+def test_a_name_with_a_folder_in_it_is_that_of_a_file():
+    with pytest.raises(FileNotFoundError, match="folder/net is not a file"):
+        keras_fcn.load_checkpoint("folder/net")
+    with pytest.raises(ValueError, match="There is no checkpoint 'net'"):
+        keras_fcn.load_checkpoint("net")
+
+
 @pytest.mark.parametrize("first", ["bilinear", "learned"])
 def test_one_file_serves_fixed_and_learned_upsampling(first, host):
     host.serve("vgg16-8s-voc", original("vgg16-8s-voc"), width=SMALL)
@@ -100,6 +107,17 @@ def test_one_file_serves_fixed_and_learned_upsampling(first, host):
         found = logits(build(upsampling=upsampling))[""]
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.ptp(wanted))
     assert len(host.log) == 1
+
+
+def test_a_file_of_learned_upsampling_must_hold_its_kernels(tmp_path):
+    path = tmp_path / "net.h5"
+    net = keras_fcn.fcn("vgg16", 8, 2, upsampling="learned", width=SMALL)
+    keras_fcn.save_checkpoint(net, path)
+    arrays, facts = weights.read_arrays(path), weights.metadata(path)
+    del arrays["upscore2/kernel"]
+    weights.save_arrays(iter(arrays.items()), path, metadata=facts)
+    with pytest.raises(ValueError, match=r"upscore2/kernel \(4, 4, 2, 2\) is missing"):
+        keras_fcn.load_checkpoint(path)
 
 
 def test_kernels_that_are_not_bilinear_are_no_published_net(host, tmp_path):
@@ -205,7 +223,7 @@ def test_offline_the_error_says_what_to_put_where_and_that_is_then_used(
     for word in [*words, "about 537 MB"]:  # as the manifest counts its parameters
         assert word in str(caught.value)
     assert f"at {place}" in str(caught.value)
-    assert f"tools/convert_caffe.py {name}.caffemodel" in str(caught.value)
+    assert f"keras-fcn convert {name}.caffemodel" in str(caught.value)
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(content)
     assert np.ptp(logits(build())[""]) > 0

@@ -224,6 +224,29 @@ def test_the_metric_counts_no_pixel_whose_label_is_no_class():
     assert metric.matrix().tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_score_of_logits_that_are_nan_is_nan_until_it_is_reset(name, dtype):
+    metric, (truth, logits) = SegmentationScores(3, name), labels(0, 3, 2, 4, 5)
+    damaged = logits.astype(dtype)
+    damaged[1, 2, 3, 1], truth[1, 2, 3] = np.nan, 2
+    for batch in (damaged, logits):
+        metric.update_state(truth, batch)
+        assert np.isnan(float(metric.result()))
+    metric.reset_state()
+    metric.update_state(truth, logits)
+    expected = transcribed(counted(truth, logits.argmax(-1), 3))[name]
+    assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_where_no_pixel_counts_logits_may_be_nan():
+    metric, (truth, logits) = SegmentationScores(3), labels(0, 3, 2, 4, 5)
+    truth[0], logits[0] = VOID, np.nan
+    metric.update_state(truth, logits)
+    expected = transcribed(counted(truth[1], logits[1].argmax(-1), 3))
+    assert float(metric.result()) == pytest.approx(expected["mean_iou"], rel=1e-6)
+
+
 @pytest.mark.parametrize("count", [2**24, 2**31, 2**40])
 def test_counts_neither_round_nor_overflow(count):
     metric = SegmentationScores(2, "pixel_accuracy")

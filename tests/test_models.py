@@ -1,8 +1,6 @@
-import functools
 import importlib.util
-import itertools
+import inspect
 import os
-import re
 import subprocess
 import sys
 
@@ -10,43 +8,19 @@ import keras
 import numpy as np
 import oracle
 import pytest
+from nets import assert_close, build, layers_of, pictures, predict
 
 import keras_fcn
-from keras_fcn import checkpoints, manifest, models, training, weights
+from keras_fcn import checkpoints, manifest, models, saving
 from keras_fcn.backbones import BACKBONES
-from keras_fcn.features import Feature
+from keras_fcn.features import Feature, conv, max_pool
 from keras_fcn.geometry import Grid
 from keras_fcn.layers import BilinearUpsampling, CropLike
 
-NORM = keras.layers.BatchNormalization
 STRIDES = (32, 16, 8, 4)
 NYUD_COLOR = np.float32([116.190, 97.203, 92.318])
 NYUD_HHA = np.float32([132.431, 94.076, 118.477])
 VOC = np.float32([104.00699, 116.66877, 122.67892])
-
-
-def build(backbone="vgg16", stride=8, num_classes=3, *, width=1 / 32, **arguments):
-    """A net with weights drawn by NumPy, the same on every backend."""
-    model = {"backbone": backbone, "stride": stride, "num_classes": num_classes}
-    return oracle.draw(models.build({"model": {**model, "width": width, **arguments}}))
-
-
-def pictures(height=9, width=14, channels=3, batch=1, seed=0):
-    rng = np.random.default_rng(seed)
-    shape = (batch, height, width, channels)
-    return rng.integers(0, 256, shape).astype("float32")
-
-
-def predict(model, x):
-    return model.predict_on_batch(x)
-
-
-def assert_close(found, expected, relative=1e-5):
-    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
-
-
-def layers_of(model, kind):
-    return [layer for layer in model.layers if isinstance(layer, kind)]
 
 
 @pytest.fixture
@@ -60,13 +34,25 @@ def _keras_settings():
 # Geometry
 
 
+def same_padded(image, width=1.0):
+    """A backbone of somebody's own, whose upsampled maps begin before its taps."""
+    taps, x = {}, image
+    for i in range(1, 6):
+        x = conv(x, 2, 3, pad=1, name=f"conv{i}")
+        x = taps[f"pool{i}"] = max_pool(x, 2, 2, name=f"pool{i}")
+    return taps
+
+
+TRUNKS = {**BACKBONES, "same_padded": same_padded}
+
+
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", TRUNKS)
 def test_every_tap_gives_every_pixel_its_own_coordinate(backbone, stride):
     size = 190, 213
     image = Feature(keras.Input((None, None, 3), name="image"))
     image = image._replace(kernel_initializer="zeros")
-    taps = BACKBONES[backbone](image, 1e-6)
+    taps = TRUNKS[backbone](image, 1e-6)
     taps = {name: tap for name, tap in taps.items() if tap.grid.stride >= stride}
     trunk = keras.Model(image.tensor, {name: tap.tensor for name, tap in taps.items()})
     shapes = trunk.compute_output_shape((1, *size, 3))
@@ -128,7 +114,7 @@ def test_crops_and_kernels_are_those_of_the_reference(
 def every_stride(backbone):
     """One trunk with all four decoders on it."""
     image = Feature(keras.Input((None, None, 3)), kernel_initializer="zeros")
-    taps = BACKBONES[backbone](image, 1e-6)
+    taps = TRUNKS[backbone](image, 1e-6)
     outputs = {
         str(stride): models.decode(taps, image, 2, stride, head=f"_{stride}").tensor
         for stride in STRIDES
@@ -142,7 +128,7 @@ def assert_size_is_kept(model, *shape):
     assert all(np.isfinite(out).all() for out in outputs.values())
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", TRUNKS)
 def test_an_image_of_any_size_comes_out_as_large(backbone):
     model = every_stride(backbone)
     sizes = [(1, 1), (2, 33), (31, 48), (64, 15), (70, 17)]
@@ -151,7 +137,7 @@ def test_an_image_of_any_size_comes_out_as_large(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", TRUNKS)
 def test_an_image_of_every_size_comes_out_as_large(backbone):
     # 1 to 70 pixels, and in either direction every remainder of the largest stride.
     model = every_stride(backbone)
@@ -306,7 +292,18 @@ def test_the_short_names_build_the_nets_of_their_strides():
     for name, stride in [("FCN32s", 32), ("FCN16s", 16), ("FCN8s", 8)]:
         model = getattr(keras_fcn, name)("alexnet", **entry)
         assert model.name == f"fcn{stride}s_alexnet"
-        assert models.describe(model)["model"]["stride"] == stride
+        assert saving.describe(model)["model"]["stride"] == stride
+
+
+def test_the_short_names_take_what_fcn_takes_but_for_the_stride():
+    takes = dict(inspect.signature(keras_fcn.fcn).parameters)
+    del takes["stride"]
+    assert dict(inspect.signature(keras_fcn.FCN16s).parameters) == takes
+    assert "one skip" in keras_fcn.FCN16s.__doc__
+    model = keras_fcn.FCN32s("alexnet", 3, width=1e-6)
+    assert model.output_shape[-1] == 3
+    with pytest.raises(TypeError, match="stride"):
+        keras_fcn.FCN32s(stride=8)
 
 
 def test_a_new_net_has_a_random_trunk_and_logits_of_zero():
@@ -425,6 +422,22 @@ def test_a_classifier_has_one_cell_at_its_own_size_and_one_more_every_32_pixels(
 
 
 @pytest.mark.parametrize(
+    ("backbone", "size", "layer"),
+    [
+        ("alexnet", 198, "fc6"),
+        ("vgg16", 192, "fc6"),
+    ],
+)
+def test_a_classifier_says_that_a_picture_is_too_small(backbone, size, layer):
+    model = models.classifier(backbone, 3, width=1e-6)
+    assert predict(model, pictures(size + 1, size + 1)).shape == (1, 1, 1, 3)
+    for sides in ((size, size + 1), (size, size)):
+        model = models.classifier(backbone, 3, width=1e-6)
+        with pytest.raises(ValueError, match=f"{layer} was given a map of"):
+            predict(model, pictures(*sides))
+
+
+@pytest.mark.parametrize(
     ("backbone", "last"),
     [("alexnet", "fc8"), ("vgg16", "fc8"), ("googlenet", "loss3_classifier")],
 )
@@ -477,7 +490,7 @@ def test_a_saved_net_has_the_same_logits(backbone, tmp_path):
     model.save(tmp_path / "net.keras")
     again = keras.models.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(predict(again, x), logits)
-    models.save_checkpoint(model, tmp_path / "net.h5")
+    saving.save_checkpoint(model, tmp_path / "net.h5")
     again = models.load_checkpoint(tmp_path / "net.h5")
     np.testing.assert_array_equal(predict(again, x), logits)
 
@@ -524,156 +537,6 @@ def test_a_saved_model_has_the_same_logits_on_other_backends(backbone, other, tm
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [other]
     assert_close(np.load(paths[2]), predict(model, x))
-
-
-NETS = {
-    "alexnet-32s": {"backbone": "alexnet", "stride": 32},
-    "alexnet-4s": {"backbone": "alexnet", "stride": 4, "upsampling": "learned"},
-    "vgg16-32s-depth": {"stride": 32, "input_channels": 4},
-    "vgg16-16s-heads": {"stride": 16, "num_classes": {"sem": 5, "geo": 3}},
-    "vgg16-8s-atonce": {"stride": 8, "skip_scales": {"pool4": 1e-2, "pool3": 1e-4}},
-    "vgg16-8s-atonce-heads": {
-        "num_classes": {"sem": 5, "geo": 3},
-        "skip_scales": {"pool4": 1e-2, "pool3": 1e-4},
-    },
-    "vgg16-4s": {"stride": 4, "upsampling": "learned"},
-    "googlenet-16s": {"backbone": "googlenet", "stride": 16, "upsampling": "learned"},
-    "googlenet-8s-5": {
-        "backbone": "googlenet",
-        "input_channels": 5,
-        "include_preprocessing": False,
-    },
-    "googlenet-4s-head": {
-        "backbone": "googlenet",
-        "stride": 4,
-        "num_classes": {"sem": 5},
-    },
-    "alexnet-third": {"backbone": "alexnet", "width": 1 / 3, "stride": 32},
-    "vgg16-tenth": {"width": 0.1, "stride": 32},
-    "late-fusion-16s": {"builder": "late_fusion", "stride": 16},
-    "late-fusion-alexnet-8s": {
-        "builder": "late_fusion",
-        "backbone": "alexnet",
-        "upsampling": "learned",
-        "include_preprocessing": False,
-    },
-    "googlenet-16s-normalised": {
-        "backbone": "googlenet",
-        "stride": 16,
-        "batch_norm": True,
-    },
-    "googlenet-fiftieth": {"backbone": "googlenet", "width": 0.02, "stride": 32},
-}
-
-
-@pytest.mark.parametrize("arguments", NETS.values(), ids=NETS)
-def test_a_checkpoint_says_how_to_build_its_net(arguments, tmp_path):
-    keras.utils.set_random_seed(1)  # of Dropout
-    model = build(**arguments)
-    models.save_checkpoint(model, tmp_path / "net.h5")
-    keras.utils.set_random_seed(1)
-    again = models.load_checkpoint(tmp_path / "net.h5")
-    assert again.get_config() == model.get_config()
-    for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-# Batch normalisation
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_normalised_net_is_folded_into_the_plain_one_of_the_same_logits(backbone):
-    model, twin = build(backbone, batch_norm=True), build(backbone)
-    rng = np.random.default_rng(0)
-    for norm in layers_of(model, NORM):
-        drawn = rng.uniform(0.5, 1.5, (4, *norm.gamma.shape)).astype("float32")
-        norm.set_weights(list(drawn))
-    plain = models.fold_batch_norm(model)
-    assert [v.path for v in plain.weights] == [v.path for v in twin.weights]
-    assert_close(predict(plain, pictures(45, 67)), predict(model, pictures(45, 67)))
-    assert np.ptp(predict(plain, pictures(45, 67))) > 0
-
-
-def test_a_normalised_net_that_learns_is_folded_as_it_predicts():
-    model = build("alexnet", batch_norm=True)
-    training.compile_modern(model, 20, averaging=None)
-    x = pictures(40, 40, batch=4)
-    before = [norm.get_weights() for norm in layers_of(model, NORM)]
-    model.fit(x, np.int32(x[..., 0] // 86), epochs=2, verbose=0)
-    for norm, then in zip(layers_of(model, NORM), before, strict=True):
-        for number, earlier in zip(norm.get_weights(), then, strict=True):
-            assert (number != earlier).any()
-    assert_close(predict(models.fold_batch_norm(model), x), predict(model, x))
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_normalisation_can_be_put_into_a_trained_net_without_changing_it(backbone):
-    plain, model = build(backbone), build(backbone, batch_norm=True)
-    names = [norm.name.removesuffix("_bn") for norm in layers_of(model, NORM)]
-    for size, name in zip(itertools.cycle((0.02, 50)), names, strict=False):
-        kernel, bias = plain.get_layer(name).get_weights()
-        plain.get_layer(name).set_weights([size * kernel, bias + size])
-    weights.transplant(plain, model)
-    models.fit_batch_norm(model, pictures(45, 67, batch=2))
-    x = pictures(45, 67, seed=1)
-    assert_close(predict(model, x), predict(plain, x))
-    for name in names:
-        kernel, bias = model.get_layer(name).get_weights()
-        drawn = (2 / np.prod(kernel.shape[:3])) ** 0.5
-        assert np.square(kernel).mean() ** 0.5 == pytest.approx(drawn, rel=1e-5)
-        # In training the statistics are the batch's: those that were put in, at first.
-        norm = model.get_layer(f"{name}_bn")
-        gamma, beta, mean, variance = norm.get_weights()
-        factor = bias[0] / plain.get_layer(name).get_weights()[1][0]
-        np.testing.assert_allclose(mean, factor * beta, rtol=1e-5)
-        undone = (factor * gamma) ** 2 - norm.epsilon
-        np.testing.assert_allclose(undone, variance, rtol=1e-3, atol=1e-6)
-
-
-def test_the_weights_of_a_file_say_how_many_classes_there_are(tmp_path):
-    path = tmp_path / "net.h5"
-    model = build("alexnet", 32, 5)
-    models.save_checkpoint(model, path)
-    again = models.fcn("alexnet", 32, weights=path, width=1 / 32)
-    assert again.output_shape[-1] == 5
-    with pytest.raises(ValueError, match="has 5 classes") as error:
-        models.fcn("alexnet", 32, 7, weights=path, width=1 / 32)
-    assert "num_classes=7" in str(error.value)
-    assert "keras_fcn.transplant" in str(error.value)
-
-
-def one_convolution():
-    x = keras.Input((None, None, 3))
-    return keras.Model(x, keras.layers.Conv2D(3, 1)(x), name="mine")
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        one_convolution,
-        lambda: models.classifier("vgg16", 5, width=1e-6),
-    ],
-    ids=["mine", "classifier"],
-)
-def test_another_model_than_those_of_fcn_has_no_description(make):
-    model = make()
-    with pytest.raises(ValueError, match="no layers of an FCN") as error:
-        models.describe(model)
-    assert str(error.value) == (
-        f"The model {model.name!r} has no layers of an FCN; expected one that "
-        "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
-    )
-
-
-def test_a_file_that_does_not_say_its_net_is_refused(tmp_path):
-    path = tmp_path / "net.h5"
-    weights.save(build("alexnet", 32), path)
-    with pytest.raises(ValueError, match="does not say which net") as error:
-        models.load_checkpoint(path)
-    assert str(error.value) == (
-        f"{path} does not say which net it is for; expected a file written by "
-        "keras_fcn.save_checkpoint. Build the net and pass it as `weights=`."
-    )
 
 
 # Errors
@@ -738,9 +601,22 @@ def test_a_width_of_nothing_is_refused(builder, width):
         builder("vgg16", width=width)
 
 
-def test_an_image_of_no_channels_is_refused():
-    with pytest.raises(ValueError, match="input_channels=0 .* 1 or more"):
-        build(input_channels=0, include_preprocessing=False)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"input_channels": 0}, "input_channels=0 was given; expected an integer from"),
+        ({"input_channels": "3"}, "input_channels='3' was given; expected an integer"),
+        ({"input_channels": 3.5}, "input_channels=3.5 was given; expected an integer"),
+        ({"width": "a"}, "width='a' was given; expected a number above 0"),
+        (
+            {"skip_scales": ["pool4"]},
+            "skip_scales=.'pool4'. was given; expected a",
+        ),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        models.fcn("vgg16", include_preprocessing=False, **argument)
 
 
 @pytest.mark.parametrize("builder", BUILDERS[:2], ids=lambda builder: builder.__name__)
@@ -766,6 +642,21 @@ def test_scales_of_taps_that_are_no_skips_are_refused(stride, scales, unknown, s
     assert str(error.value) == (
         f"skip_scales names {unknown}; expected taps that this net skips from: {skips}."
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"upsampling": "nearest"}, "upsampling='nearest' was given; expected one of"),
+        ({"stride": 64}, "stride=64 was given for taps of stride 4, 8, 16, 32;"),
+        ({"skip_scales": {"fc7": 0.1}}, "skip_scales names fc7; expected taps that"),
+    ],
+)
+def test_the_decoder_of_a_backbone_of_one_s_own_is_as_strict(arguments, message):
+    image = Feature(keras.Input((None, None, 3)), kernel_initializer="zeros")
+    taps = BACKBONES["vgg16"](image, 1 / 64)
+    with pytest.raises(ValueError, match=message):
+        models.decode(taps, image, 3, **arguments)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -794,7 +685,7 @@ def test_what_a_net_is_fed_can_be_said_where_no_weights_say_it(tmp_path):
     keras_fcn.save_checkpoint(model, path)
     for more in ({}, {"preprocessing": HHA}):
         again = keras_fcn.fcn(**thin, weights=path, **more)
-        assert models.describe(again)["input"] == HHA
+        assert saving.describe(again)["input"] == HHA
     other = {**HHA, "mean": [1, 2, 3]}
     with pytest.raises(ValueError, match="weights were trained on .*; leave it out"):
         keras_fcn.fcn(**thin, weights=path, preprocessing=other)
@@ -806,192 +697,16 @@ def test_what_a_net_is_fed_can_be_said_where_no_weights_say_it(tmp_path):
         keras_fcn.fcn(**thin, preprocessing=HHA, include_preprocessing=False)
 
 
-def save_thin(path, builder=models.fcn, **arguments):
-    """A checkpoint whose scores are not zero, and the net."""
-    model = builder("vgg16", 16, 3, width=1 / 32, **arguments)
-    rng = np.random.default_rng(1)
-    for layer in model.layers:
-        if layer.name.startswith("score_") and layer.weights:
-            layer.set_weights([rng.standard_normal(w.shape) for w in layer.weights])
-    models.save_checkpoint(model, path)
-    return model
-
-
-@pytest.mark.parametrize("builder", BUILDERS[:2], ids=lambda builder: builder.__name__)
-def test_a_net_fed_centred_data_gets_no_preprocessing_from_its_file(builder, tmp_path):
-    path = str(tmp_path / "plain.h5")
-    save_thin(path, builder, include_preprocessing=False)
-    build = functools.partial(builder, "vgg16", 16, weights=path, width=1 / 32)
-    with pytest.raises(ValueError, match="net without preprocessing; expected"):
-        build()
-    same = models.describe(build(include_preprocessing=False))
-    assert same == models.describe(models.load_checkpoint(path))
-
-
-def test_a_file_of_a_net_without_skip_scales_takes_none(tmp_path):
-    path = str(tmp_path / "plain.h5")
-    save_thin(path)
-    with pytest.raises(ValueError, match="skip_scales=None but .* leave skip_scales"):
-        models.fcn("vgg16", 16, weights=path, width=1 / 32, skip_scales={"pool4": 0.1})
-
-
-@pytest.mark.parametrize(
-    ("said", "fact"),
-    [
-        ({"skip_scales": {"pool4": 0.01}}, "skip_scales"),
-        ({"include_preprocessing": False}, "include_preprocessing"),
-        ({"preprocessing": HHA}, "input"),
-    ],
-)
-def test_a_checkpoint_is_not_filled_from_a_file_of_another_net(said, fact, tmp_path):
-    path, other = str(tmp_path / "net.h5"), str(tmp_path / "other.h5")
-    picture = pictures()
-    expected = predict(save_thin(path), picture)
-    found = predict(models.load_checkpoint(path, weights=path), picture)
-    np.testing.assert_array_equal(found, expected)
-    save_thin(other, **said)
-    with pytest.raises(ValueError, match=f"other.h5 says {fact} .*; expected"):
-        models.load_checkpoint(path, weights=other)
-
-
-def softened(model):
-    return keras.layers.Softmax()(model.output["a"])
-
-
-def with_weights(model):
-    more = keras.layers.Conv2D(4, 1, name="more")
-    return {**model.output, "b": more(model.output["a"])}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        softened,
-        lambda model: model.output["a"],
-        lambda model: model.get_layer("score_fr_a").output,
-        lambda model: {**model.output, "c": softened(model)},
-        lambda model: {"a": model.output["b"], "b": model.output["a"]},
-        with_weights,
-    ],
-    ids=["softmax", "one head", "cells", "another head", "swapped", "more weights"],
-)
-def test_what_was_made_of_a_net_is_not_saved_as_that_net(change, tmp_path):
-    model = models.fcn("alexnet", 16, {"a": 3, "b": 4}, width=1e-6)
-    made = keras.Model(model.input, change(model))
-    with pytest.raises(ValueError, match="has other (output|weights) than the net"):
-        models.save_checkpoint(made, tmp_path / "net.h5")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("norm", [False, True])
-def test_a_clone_of_a_net_that_was_loaded_has_kernels_to_learn_with(norm, tmp_path):
-    path = str(tmp_path / "net.h5")
-    net = models.fcn("googlenet", 16, 3, width=1 / 16, batch_norm=norm)
-    models.save_checkpoint(net, path)
-    clone = keras.models.clone_model(models.load_checkpoint(path))
-    for layer in layers_of(clone, keras.layers.Conv2D):
-        drawn = weights.to_numpy(layer.kernel).any()
-        assert drawn == (not layer.name.startswith("score_")), layer.name
-
-
 @pytest.mark.parametrize("name", ["", "a.b", "a/b", "a b", 1, None])
 def test_a_head_that_layers_cannot_be_called_by_is_refused(name):
     with pytest.raises(ValueError, match="has the head .*expected a name of letters"):
         models.fcn("alexnet", 32, {"sem": 3, name: 2}, width=1e-6)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("a", "b_a"),
-        ("bn", "bgrd"),
-        ("fused", "fr"),
-        ("score_fr", "color"),
-        ("1", "1_1"),
-    ],
-)
-@pytest.mark.parametrize("channels", [3, 4])
-def test_a_net_is_built_again_whatever_its_heads_are_called(names, channels, tmp_path):
-    heads = dict(zip(names, (3, 4), strict=True))
-    scales = {"pool4": 0.5, "pool3": 0.25}
-    arguments = {"skip_scales": scales, "input_channels": channels, "width": 1 / 64}
-    model = oracle.draw(models.fcn("vgg16", 8, heads, **arguments))
-    models.save_checkpoint(model, tmp_path / "net.h5")
-    again = models.load_checkpoint(str(tmp_path / "net.h5"))
-    described = models.describe(again)["model"]
-    assert {name: described[name] for name in arguments} == arguments
-    assert described["num_classes"] == heads
-    assert not described["batch_norm"]
-    picture = pictures(channels=channels)
-    for head, logits in model.predict_on_batch(picture).items():
-        np.testing.assert_array_equal(again.predict_on_batch(picture)[head], logits)
-
-
 def test_imagenet_is_for_colour_and_depth(monkeypatch):
     monkeypatch.setattr(models, "classifier", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ValueError, match="input_channels=1; expected 3, or 4"):
         models.fcn(weights="imagenet", input_channels=1, include_preprocessing=False)
-
-
-def test_numbers_of_numpy_build_a_net_that_can_be_saved(tmp_path):
-    net = {"skip_scales": {"pool4": np.float32(0.01)}, "num_classes": np.int64(3)}
-    hha = {"channels": "RGB", "mean": np.float32(HHA["mean"])}
-    model = models.fcn("vgg16", 16, **net, preprocessing=hha, width=1 / 32)
-    models.save_checkpoint(model, tmp_path / "a.h5")
-    again = models.describe(models.load_checkpoint(str(tmp_path / "a.h5")))
-    assert again == models.describe(model)
-    plain = {"include_preprocessing": False, "width": 1 / 32}
-    model = models.fcn("vgg16", 32, 3, input_channels=np.int64(5), **plain)
-    models.save_checkpoint(model, tmp_path / "b.h5")
-    assert models.load_checkpoint(str(tmp_path / "b.h5")).input_shape[-1] == 5
-
-
-def test_a_file_in_a_folder_may_have_any_name(tmp_path):
-    path = str(tmp_path / "mine.ckpt")
-    save_thin(path)
-    assert models.load_checkpoint(path).output_shape[-1] == 3
-
-
-@pytest.mark.parametrize("name", ["mine", "mine.keras", "mine.H5"])
-def test_a_path_that_no_name_leads_to_is_refused(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = build("vgg16", 32)
-    with pytest.raises(ValueError, match=f"{name} was given; .* ends in .h5 or .hdf5"):
-        models.save_checkpoint(model, name)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ("cityscapes", "'cityscapes' were given; expected one of voc, "),
-        (["road", "rest"], "were given; expected one of voc, "),
-        ({"names": []}, "were given; expected one of voc, "),
-        ({"names": "abc"}, "were given; expected one of voc, "),
-        ({"names": ["a", "b", "c"], "palette": [[1, 2, 3]]}, "as many colours"),
-        ({"names": ["a", "b", "c"], "palette": [[1, 2, 300]] * 3}, "as many colours"),
-        ({"names": ["road", "rest"]}, "name 2 classes; expected 3"),
-        ("camvid", "name 11 classes; expected 3"),
-        ({"a": {"names": ["x", "y", "z"]}}, "name {'a': 3} classes; expected 3"),
-    ],
-)
-def test_labels_that_are_none_are_not_written(labels, message, tmp_path):
-    model = models.fcn("vgg16", 32, 3, width=1 / 64)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        models.save_checkpoint(model, tmp_path / "a.h5", facts={"labels": labels})
-    assert not list(tmp_path.iterdir())
-
-
-def test_heads_may_have_labels_of_their_own(tmp_path):
-    model = models.fcn("vgg16", 32, {"sem": 2, "geo": 3}, width=1 / 64)
-    labels = {"sem": {"names": ["road", "rest"]}, "geo": "siftflow-geo"}
-    path = str(tmp_path / "a.h5")
-    models.save_checkpoint(model, path, facts={"labels": labels})
-    sets = manifest.label_sets(models.checkpoint_entry(path))
-    assert {head: known.names for head, known in sets.items()} == {
-        "sem": ("road", "rest"),
-        "geo": ("sky", "horizontal", "vertical"),
-    }
 
 
 @pytest.mark.parametrize(
@@ -1012,6 +727,20 @@ def test_weights_that_do_not_exist_are_named_with_those_that_do(
     assert f"{name!r}" in str(error.value)
     assert "what exists is alexnet-8s-nowhere." in str(error.value)
     assert "pass an .h5 file" in str(error.value)
+
+
+def test_a_whole_name_for_weights_leads_to_load_checkpoint():
+    with pytest.raises(ValueError, match="whole name") as error:
+        keras_fcn.FCN8s("googlenet", weights="googlenet-8s-camvid")
+    assert "load_checkpoint('googlenet-8s-camvid')" in str(error.value)
+
+
+def test_a_tag_that_nothing_bears_is_answered_with_a_few_near_names():
+    with pytest.raises(ValueError, match="There is no checkpoint") as error:
+        keras_fcn.FCN16s(weights="pascalcontext")
+    assert "what exists is vgg16-16s-pascal-context, " in str(error.value)
+    assert "list_checkpoints()" in str(error.value)
+    assert "camvid" not in str(error.value)
 
 
 @pytest.mark.parametrize(

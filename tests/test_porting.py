@@ -16,7 +16,7 @@ from golden import golden
 from keras_fcn import manifest, models, weights
 from keras_fcn.caffe import Layer
 from keras_fcn.cli import main
-from keras_fcn.porting import port
+from keras_fcn.porting import entry_toml, port
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -180,6 +180,7 @@ def test_a_port_is_byte_for_byte_what_saving_the_filled_net_gives(
     model = models.build(entry)
     source, output = write(caffemodel(caffe_layers(model))), tmp_path / "net.h5"
     entry["labels"] = {"names": ["a", "b", "c"]}
+    entry |= {"input": models.VOC_INPUT, "license": "none", "trained_on": "nothing"}
     rows = port(source, output, model, metadata={**entry, "measured": {"miou": 1}})
     weights.load(model, output)
     original = {
@@ -386,6 +387,9 @@ def test_the_sound_file_of_these_tests_is_accepted(tmp_path, write):
     layers = caffe_layers(model)
     for name in ("data", "relu1_1", "drop6", "data_data_0_split"):
         layers[name] = Layer("ReLU", [])
+    for blob in (*layers["score_fr"].blobs, layers["fc7"].blobs[1]):
+        blob[:] = 0  # as they began
+    layers["fc7"].blobs[0][:, 0] = 0  # as others may be, in part
     port(write(caffemodel(layers)), tmp_path / "net.h5", model)
 
 
@@ -393,10 +397,33 @@ def test_a_learned_kernel_is_taken_where_it_is_asked_for(tmp_path, write):
     layers = caffe_layers(models.build(entry_of()))
     layers["upscore8"].blobs[0][0, 1, 2, 3] = 0.5
     model = models.build(entry_of(upsampling="learned"))
-    port(write(caffemodel(layers)), tmp_path / "net.h5", model)
-    weights.load(model, tmp_path / "net.h5")
+    entry = {**entry_of(), "input": models.VOC_INPUT}  # as of the published nets
+    port(write(caffemodel(layers)), tmp_path / "net.h5", model, metadata=entry)
+    model = models.load_checkpoint(tmp_path / "net.h5")
     kernel = keras.ops.convert_to_numpy(model.get_layer("upscore8").kernel)
     assert kernel[2, 3, 1, 0] == 0.5
+
+
+def test_learned_kernels_that_are_all_bilinear_are_left_out_of_a_fixed_net_s_file(
+    tmp_path, write
+):
+    entry, fixed = entry_of(), models.build(entry_of())
+    model = models.build(entry_of(upsampling="learned"))
+    source, output = write(caffemodel(caffe_layers(fixed))), tmp_path / "net.h5"
+    rows = port(source, output, model, metadata=entry)
+    left_out = {row.layer: row.action for row in rows if not row.weights}
+    upsamplings = ("upscore2", "upscore_pool4", "upscore8")
+    assert left_out == dict.fromkeys(upsamplings, "bilinear, left out")
+    assert weights.metadata(output)["model"] == entry["model"]
+    weights.load(fixed, output)
+
+
+def test_a_convolution_is_not_taken_for_a_learned_upsampling(refused):
+    entry = entry_of(upsampling="learned")
+    layers = caffe_layers(models.build(entry))
+    layers["upscore2"] = Layer("Convolution", layers["upscore2"].blobs)
+    message = "upscore2: is of type Convolution; expected Deconvolution"
+    assert message in refused(layers, entry)
 
 
 def test_five_differences_are_listed_and_the_rest_counted(refused):
@@ -583,6 +610,15 @@ def test_nets_that_agree_in_every_shape_are_told_apart_by_the_published_hash(
     assert not (tmp_path / "hha.h5").exists()
 
 
+def test_a_file_of_another_length_than_known_is_refused(write, tmp_path):
+    model = models.build(entry_of())
+    source = write(caffemodel(caffe_layers(model)))
+    size = source.stat().st_size
+    with pytest.raises(ValueError, match=f"has bytes {size}; expected {size + 1}"):
+        port(source, tmp_path / "net.h5", model, expected={"bytes": size + 1})
+    port(source, tmp_path / "net.h5", model, expected={"bytes": size})
+
+
 def test_a_full_disk_ends_in_a_sentence_and_leaves_the_earlier_file(
     tmp_path, googlenet
 ):
@@ -617,7 +653,7 @@ def test_names_from_a_file_are_printed_without_control_characters(refused):
 
 def test_a_file_that_is_missing_or_none_at_all_is_named(tmp_path, write):
     model, output = models.build(classifier_of("vgg16")), tmp_path / "net.h5"
-    with pytest.raises(FileNotFoundError, match="absent.caffemodel"):
+    with pytest.raises(FileNotFoundError, match="absent.caffemodel is not a file; ex"):
         port(tmp_path / "absent.caffemodel", output, model)
     with pytest.raises(ValueError, match="page.caffemodel.*HTML page"):
         port(write(b"<html>", "page.caffemodel"), output, model)
@@ -801,7 +837,7 @@ def test_a_snapshot_cut_anywhere_gives_a_sentence(tmp_path):
 
 def test_a_file_of_keras_layout_is_no_snapshot(tmp_path):
     model, path = models.build(entry_of()), tmp_path / "net.h5"
-    source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.h5")
+    source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.hdf5")
     port(source, path, model)
     assert weights.is_snapshot(source)
     assert not weights.is_snapshot(path)
@@ -905,6 +941,12 @@ def test_the_vgg16_of_keras_is_held_to_the_same_rules(tmp_path):
     with pytest.raises(ValueError, match="score_fr .* is missing"):
         port(source, output, models.build(entry_of(stride=32)))
     with h5py.File(source, "a") as file:
+        kernel = file["predictions/predictions_W_1:0"][()]
+        del file["predictions/predictions_W_1:0"]
+        file["predictions/predictions_W_1:0"] = kernel.T
+    with pytest.raises(ValueError, match=r"predictions: holds \(6, 128\); expected"):
+        port(source, output, models.build(classifier_of("vgg16", 6)))
+    with h5py.File(source, "a") as file:
         file["fc2/fc2_W_1:0"][0, 0] = np.nan
     with pytest.raises(ValueError, match="vgg16.h5: fc2"):
         port(source, output, models.build(classifier_of("vgg16", 6)))
@@ -946,6 +988,26 @@ def test_convert_reports_each_layer_and_prints_the_entry(googlenet, tmp_path, ca
         content = file.read_bytes()
         assert entry[facts]["bytes"] == len(content)
         assert entry[facts]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_an_entry_is_written_as_toml_that_says_the_same():
+    entry = {
+        "model": {"backbone": "vgg16", "stride": 8, "skip_scales": {"pool4": 1e-2}},
+        "input": {"channels": "BGR", "mean": [104.5, 0, -1e-7]},
+        "labels": {
+            "names": ["Straße", 'a "b"\\c'],
+            "palette": [[0, 128, 255], [1] * 3],
+        },
+        "parameters": 134_362_751,
+        "published": {},
+    }
+    said = {**entry, "trained_on": None, "measured": {"mean_iou": None}}
+    said["model"] = {**entry["model"], "batch_norm": True, "width": None}
+    entry["model"] |= {"batch_norm": True}
+    text = entry_toml("net", said)
+    assert tomllib.loads(text) == {"net": {**entry, "measured": {}}}
+    assert "batch_norm = true" in text  # 1 is equal to that
+    assert len(text.splitlines()) == 7
 
 
 def test_convert_takes_a_snapshot_in_hdf5(googlenet, tmp_path, capsys, monkeypatch):

@@ -1,7 +1,9 @@
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import warnings
 
@@ -285,10 +287,15 @@ def test_a_record_of_several_heads_has_each_by_its_own_rule(model, source):
     lowest = keras.layers.Rescaling(-1.0)(model.output)
     heads = keras.Model(model.input, {"sem": model.output, "geo": lowest})
     both = Source((x, {"geo": labels, "sem": labels}) for x, labels in source)
-    both.label_sets = dict.fromkeys(["geo", "sem"], source.label_sets[""])
+    both.label_sets = {
+        "geo": LabelSet(("low", "middle", "high"), None),
+        "sem": source.label_sets[""],
+    }
     protocol = STREETS._replace(heads=PROTOCOLS["siftflow"].heads)
     scores = protocols.evaluate(protocol, heads, both)["scores"]
     assert list(scores) == ["sem", "geo"]
+    assert scores["sem"]["classes"] == ["red", "green", "blue"]
+    assert scores["geo"]["classes"] == ["low", "middle", "high"]
     assert scores["sem"]["confusion_matrix"] == [[4, 2, 0], [0, 3, 0], [0, 0, 0]]
     # The lowest of three, of which two are equal, is the first of these.
     assert scores["geo"]["confusion_matrix"] == [[2, 4, 0], [3, 0, 0], [0, 0, 0]]
@@ -302,12 +309,16 @@ def test_a_record_of_many_sizes_is_reported_image_by_image(model, source):
     assert done == [1, 2, 3]
 
 
-def test_other_images_than_the_protocol_s_are_warned_of_and_recorded(model, source):
-    protocol = STREETS._replace(images=5)
-    with pytest.warns(UserWarning, match="my streets val has 5 images, but 3 were"):
+@pytest.mark.parametrize("images", [2, 5])
+def test_other_images_than_the_protocol_s_are_warned_of_and_recorded(
+    model, source, images
+):
+    protocol = STREETS._replace(images=images)
+    said = f"my streets val has {images} images, but 3 were"
+    with pytest.warns(UserWarning, match=said):
         record = protocols.evaluate(protocol, model, source)
-    assert (record["images"], record["expected_images"]) == (3, 5)
-    assert protocols.what(record) == "my streets val, 3 of 5 images"
+    assert (record["images"], record["expected_images"]) == (3, images)
+    assert protocols.what(record) == f"my streets val, 3 of {images} images"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         protocols.evaluate(STREETS, model, source)
@@ -342,6 +353,16 @@ def test_a_fingerprint_is_that_of_the_numbers_by_name():
     text = b"one/bias float32 (1,)\n" + bias.tobytes()
     text += b"one/kernel float32 (2, 1)\n" + kernel.tobytes()
     assert protocols.fingerprint(model) == hashlib.sha256(text).hexdigest()
+
+
+def test_a_fingerprint_is_of_frozen_weights_and_averages_too():
+    layer = keras.layers.BatchNormalization(name="norm")
+    model = keras.Sequential([keras.Input((2,)), layer])
+    before = protocols.fingerprint(model)
+    layer.trainable = False
+    assert protocols.fingerprint(model) == before
+    layer.moving_mean.assign([0, 1])
+    assert protocols.fingerprint(model) != before
 
 
 def test_a_fingerprint_survives_a_file_and_no_change(tmp_path, model):
@@ -395,6 +416,26 @@ def test_a_record_reads_back_as_it_was_but_null_for_nan(tmp_path, record):
     assert scores == {**record["scores"], "iou": None, "accuracy": None}
     assert found == {key: record[key] for key in found}
     assert found.keys() == record.keys() - {"scores"}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, record: protocols.write(path, record),
+        lambda path, record: protocols.draw(record, path),
+    ],
+)
+def test_a_record_that_cannot_be_written_leaves_the_earlier(
+    write, record, tmp_path, monkeypatch
+):
+    def fail(source, target):
+        raise OSError(errno.EIO, "in the middle")
+
+    (tmp_path / "file").write_bytes(b"before")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="in the middle"):
+        write(tmp_path / "file", record)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
 @pytest.mark.parametrize(
@@ -513,6 +554,12 @@ def test_a_summary_says_each_class_and_all_means(record):
         "pixel accuracy 77.78, mean accuracy 83.33, mean IU 63.33, f.w. IU 64.44"
     )
     assert lines[4] == "(my streets val, 3 images)"
+
+
+def test_what_is_never_found_has_nought_and_is_not_absent(record):
+    scores = judge([[0, 1], [0, 3]], Head(), "ab")
+    lines = protocols.summary({**record, "scores": scores}).splitlines()
+    assert [line.split() for line in lines[:2]] == [["a", "0.0"], ["b", "75.0"]]
 
 
 def test_a_summary_has_second_means_and_heads(record):

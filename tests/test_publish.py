@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 
 import keras_fcn
-from keras_fcn import evaluation, manifest, models, weights
+from keras_fcn import evaluation, manifest, models, saving, weights
 from keras_fcn.datasets import folder
 
 publish = scripts.load("tools/publish.py")
@@ -43,7 +43,7 @@ def trained(tmp_path):
         variable.assign(rng.standard_normal(variable.shape))
     path = tmp_path / "model.h5"
     facts = {"labels": {"names": ["left", "right", "rest"]}}
-    models.save_checkpoint(model, path, facts=facts)
+    saving.save_checkpoint(model, path, facts=facts)
     return path
 
 
@@ -124,11 +124,18 @@ def test_published_scores_are_cited_and_not_in_the_index():
     assert ModelCard(text).data.eval_results is None
 
 
+def test_a_bar_in_a_split_s_name_ends_no_cell():
+    entry = manifest.checkpoint_info("vgg16-8s-voc")
+    measured = {"split": "val | day", "version": "0.1", "mean_iou": 12.3}
+    text = publish.card("n", {**entry, "measured": measured}, "me/n")
+    assert r"| mean_iou | 12.3 | val \| day | measured with keras_fcn 0.1 |" in text
+
+
 def test_scores_of_another_run_are_not_in_the_card(trained, tmp_path):
     path, output = tmp_path / "scored.h5", tmp_path / "out"
     measured = {"split": "somewhere", "mean_iou": 12.34, "version": "0"}
     model = keras_fcn.load_checkpoint(trained)
-    models.save_checkpoint(model, path, facts={"measured": measured})
+    saving.save_checkpoint(model, path, facts={"measured": measured})
     options = ["--repo", "me/net", "--output", output, "--license", "MIT", "--dry-run"]
     assert run(path, *options) == 0
     card = ModelCard.load(output / "README.md")
@@ -259,7 +266,7 @@ def test_an_output_that_is_a_file_is_left_alone(trained, tmp_path, capsys, place
 def test_the_card_does_not_contradict_the_file(trained, tmp_path, capsys, fact):
     path, output = tmp_path / "said.h5", tmp_path / "out"
     facts = {"license": "CC BY 4.0", "trained_on": "streets"}
-    models.save_checkpoint(keras_fcn.load_checkpoint(trained), path, facts=facts)
+    saving.save_checkpoint(keras_fcn.load_checkpoint(trained), path, facts=facts)
     options = ["--repo", "me/net", "--output", output, "--dry-run"]
     option = f"--{fact.replace('_', '-')}"
     assert run(path, *options, option, "another") == 2
@@ -315,7 +322,7 @@ def test_what_ends_halfway_leaves_the_folder_as_it_was(
     before = {file.name: file.read_bytes() for file in output.iterdir()}
     other = keras_fcn.load_checkpoint(trained)
     other.get_layer("score_fr").kernel.assign(0 * other.get_layer("score_fr").kernel)
-    models.save_checkpoint(other, trained)
+    saving.save_checkpoint(other, trained)
     monkeypatch.setattr(evaluation, "evaluate", fail)
     assert run(trained, *options) == status
     assert {file.name: file.read_bytes() for file in output.iterdir()} == before
@@ -323,7 +330,7 @@ def test_what_ends_halfway_leaves_the_folder_as_it_was(
 
 def test_a_net_of_two_heads_is_not_evaluated_on_one_folder(street, tmp_path, capsys):
     path = tmp_path / "heads.h5"
-    models.save_checkpoint(
+    saving.save_checkpoint(
         models.fcn("alexnet", 32, {"a": 2, "b": 3}, width=1 / 64), path
     )
     options = ["--repo", "me/net", "--license", "MIT", "--evaluate", *street]

@@ -1,5 +1,7 @@
 """The reference recipes, against recorded traces of real Caffe's solver and NumPy."""
 
+import re
+
 import keras
 import numpy as np
 import oracle
@@ -56,6 +58,24 @@ def test_the_recipes_are_those_of_the_solvers():
         assert recipe.momentum == (0.9 if accumulated else 0.99)
         assert recipe.normalize == accumulated
     assert CaffeSGD().decay == 5e-4
+
+
+def test_a_recipe_says_of_its_net_what_the_manifest_says_of_the_one_trained_by_it():
+    tags = {"pascalcontext": "pascal-context"}
+    early = "nyud-fcn32s-color-d"  # of which there are no weights
+    for name, recipe in RECIPES.items():
+        data, _, net = name.partition("-")
+        kind = "atonce-" if "atonce" in net else ""
+        stream = {"fcn32s-hha": "-hha", "fcn32s-color-hha": "-color-hha"}.get(net, "")
+        stride = re.search(r"(\d+)s", net + "32s")[1]
+        backbone = "alexnet" if "alexnet" in net else "vgg16"
+        trained = f"{backbone}-{stride}s-{kind}{tags.get(data, data)}{stream}"
+        if name != early:
+            model = manifest.checkpoint_info(trained)["model"]
+            assert model["backbone"] == recipe.backbone
+            assert model["stride"] == recipe.stride
+            assert model.get("skip_scales") == recipe.skip_scales
+    assert (RECIPES[early].backbone, RECIPES[early].stride) == ("vgg16", 32)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_fcn import models
+from keras_fcn import models, saving
 from keras_fcn.backbones import BACKBONES
 from keras_fcn.cli import main
 from keras_fcn.features import Feature, add, average_pool, conv, crop_like, upsample
@@ -333,7 +333,7 @@ def test_a_picture_that_is_too_small_is_refused(net, size, layer):
 
 def test_show_prints_a_row_for_each_layer_and_the_totals(tmp_path, capsys):
     model = even(build("alexnet", 8, width=1 / 16))
-    models.save_checkpoint(model, tmp_path / "net.h5")
+    saving.save_checkpoint(model, tmp_path / "net.h5")
     assert main(["show", str(tmp_path / "net.h5"), "--size", "40", "170"]) == 0
     header, *lines = [x.split() for x in capsys.readouterr().out.splitlines()]
     assert header[:5] == ["layer", "kind", "height", "width", "channels"]

@@ -3,11 +3,12 @@
 import pathlib
 import shlex
 
+import h5py
 import numpy as np
 import pytest
 import scripts
 
-from keras_fcn import cli, files, models, weights
+from keras_fcn import cli, files, manifest, models, saving, weights
 
 tool = scripts.load("tools/train_camvid.py")
 CAMVID = pathlib.Path("camvid")
@@ -15,7 +16,7 @@ CAMVID = pathlib.Path("camvid")
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The options of each training, which writes a small net of the right stride."""
+    """The options of each training; one that ships writes a small net of its stride."""
     seen = []
 
     def run(*arguments):
@@ -23,11 +24,20 @@ def trained(monkeypatch):
         seen.append(options)
         output = pathlib.Path(options.output)
         output.mkdir(parents=True)
-        net = models.fcn("googlenet", options.stride, 11, width=1 / 16)
-        models.save_checkpoint(net, output / "model.h5")
+        if output.name in tool.SHIPPED.values():
+            net = models.fcn("googlenet", options.stride, 11, width=1 / 16)
+            saving.save_checkpoint(net, output / "model.h5")
 
     monkeypatch.setattr(tool, "keras_fcn", run)
     return seen
+
+
+def kinds(path):
+    """The data types of the arrays of an HDF5 file."""
+    found = set()
+    with h5py.File(path) as file:
+        file.visititems(lambda _, x: found.add(getattr(x, "dtype", None)))
+    return {str(kind) for kind in found if kind is not None}
 
 
 def test_each_stage_starts_from_its_own_and_the_last_ones_ship(
@@ -39,9 +49,15 @@ def test_each_stage_starts_from_its_own_and_the_last_ones_ship(
     for options, (before, _) in zip(trained, tool.STAGES.values(), strict=True):
         start = [str(tmp_path / before / "model.h5")] if before else []
         assert options.init == start
+    folders = [str(CAMVID / "train" / kind) for kind in ("images", "labels")]
+    for options in trained:
+        assert options.data == folders  # and none of val
+        assert (options.labels, options.relabel) == ("camvid", [(11, 255)])
+        assert not options.validation
     assert {o.epochs for o in trained} == {1}
     assert not any(o.resume for o in trained)
     said = capsys.readouterr().out
+    assert list(tool.SHIPPED.values()) == list(tool.STAGES)[-2:]
     for name, stage in tool.SHIPPED.items():
         path = tmp_path / f"{name}.h5"
         trained_net = models.load_checkpoint(tmp_path / stage / "model.h5")
@@ -49,7 +65,10 @@ def test_each_stage_starts_from_its_own_and_the_last_ones_ship(
         for found, expected in zip(shipped, trained_net.get_weights(), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
         assert files.measure(path)["sha256"] in said
-        assert weights.metadata(path)["labels"] == "camvid"
+        assert kinds(path) == {"float16"}
+        entry, found = manifest.checkpoint_info(name), weights.metadata(path)
+        for fact in ("labels", "license", "trained_on"):
+            assert found[fact] == entry[fact]
         assert models.load_checkpoint(path).name == f"fcn{name.split('-')[1]}_googlenet"
 
 

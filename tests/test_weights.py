@@ -14,13 +14,8 @@ import pytest
 from keras import layers
 
 from keras_fcn import weights
-from keras_fcn.models import (
-    classifier,
-    fcn,
-    late_fusion,
-    load_checkpoint,
-    save_checkpoint,
-)
+from keras_fcn.models import classifier, fcn, late_fusion, load_checkpoint
+from keras_fcn.saving import save_checkpoint
 
 THIN = {"width": 1 / 64}
 NETS = {
@@ -151,6 +146,12 @@ def test_the_file_shows_layers_and_in_them_their_weights(path, model):
         np.testing.assert_array_equal(file["conv1/kernel"][()], kernel)
 
 
+def test_arrays_are_read_in_the_order_of_their_names(path):
+    order = ["conv1", "conv2", "conv3", "score"]
+    names = [f"{layer}/{weight}" for layer in order for weight in ("bias", "kernel")]
+    assert list(weights.read_arrays(path)) == names
+
+
 def test_the_same_weights_give_the_same_bytes(tmp_path):
     for name, facts in {"a": {"b": 1, "a": [2]}, "b": {"a": [2], "b": 1}}.items():
         weights.save(fill(small()), tmp_path / name, metadata=facts)
@@ -233,6 +234,14 @@ def test_numbers_that_could_not_be_loaded_are_not_saved(number, dtype, tmp_path,
     assert (tmp_path / "net.h5").read_bytes() == b"an earlier file"
 
 
+def test_a_kernel_that_only_an_untrained_net_has_is_not_saved(path, model):
+    before = path.read_bytes()
+    model.get_layer("conv2").kernel.assign(np.zeros((3, 3, 4, 5)))
+    with pytest.raises(ValueError, match="conv2/kernel holds nothing but zeros"):
+        weights.save(model, path)
+    assert path.read_bytes() == before
+
+
 class Twins(layers.Layer):
     def build(self, shape):
         self.first = self.add_weight(shape=(2,), name="scale")
@@ -248,6 +257,27 @@ def test_weights_of_one_name_are_refused(tmp_path):
         ValueError, match="Two weights of the model are called twins/sc"
     ):
         weights.save(model, tmp_path / "net.h5")
+
+
+class Pair(layers.Layer):
+    def __init__(self, name):
+        super().__init__(name=name)
+        self.one, self.two = (layers.Dense(3, name=name) for name in ("one", "two"))
+
+    def build(self, shape):
+        self.one.build(shape)
+        self.two.build(shape)
+
+    def call(self, x):
+        return self.one(x) + self.two(x)
+
+
+def test_weights_of_layers_within_a_layer_are_told_apart(tmp_path):
+    source, target = (keras.Sequential([keras.Input((3,)), Pair("pair")]) for _ in "ab")
+    weights.save(fill(source), tmp_path / "net.h5")
+    weights.load(target, tmp_path / "net.h5")
+    assert numbers(target) == numbers(source)
+    assert "pair/two/kernel" in weights.read_arrays(tmp_path / "net.h5")
 
 
 def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path, model):
@@ -369,6 +399,10 @@ def list_names(file):
 
 
 DIFFERENCES = {
+    "conv3/kernel (3, 3, 5, 6) is missing": lambda x: (
+        x.pop("conv3/kernel"),
+        x.pop("conv3/bias"),
+    ),
     "conv1/bias (4,) is missing": lambda x: x.pop("conv1/bias"),
     "conv4/bias (4,) is not in the model": lambda x: x.update(
         {"conv4/bias": x["conv1/bias"]}
@@ -455,6 +489,15 @@ def test_an_assignment_that_fails_undoes_those_before_it(
     assert numbers(target) == before
 
 
+def test_of_all_that_is_replaced_the_largest_need_not_be_kept(path, monkeypatch):
+    kept, to_numpy, target = [], weights.to_numpy, small()
+    largest = target.get_layer("conv3").kernel
+    monkeypatch.setattr(weights, "to_numpy", lambda x: kept.append(x) or to_numpy(x))
+    weights.load(target, path)
+    assert len(kept) == len(target.weights) - 1
+    assert not any(variable is largest for variable in kept)
+
+
 FAULTS = {
     "nan": lambda x: x.__setitem__((0,) * x.ndim, np.nan),
     "infinity": lambda x: x.__setitem__((-1,) * x.ndim, -np.inf),
@@ -492,6 +535,18 @@ def test_compressed_files_load(options, path, model):
         file["conv1"].create_dataset(
             "kernel", data=array, compression="gzip", **options
         )
+    target = small()
+    weights.load(target, path)
+    assert numbers(target) == numbers(model)
+
+
+def test_a_chunk_that_was_left_unpacked_loads(path, model):
+    with h5py.File(path, "a") as file:
+        array = file["conv1/kernel"][()]
+        del file["conv1/kernel"]
+        chunks = {"chunks": array.shape, "compression": "gzip"}
+        item = file["conv1"].create_dataset("kernel", array.shape, "f4", **chunks)
+        item.id.write_direct_chunk((0,) * 4, array.tobytes(), filter_mask=1)
     target = small()
     weights.load(target, path)
     assert numbers(target) == numbers(model)
@@ -706,7 +761,23 @@ def test_files_that_keras_could_not_read_are_refused(tamper, path):
 def test_keras_own_files_are_refused_with_what_to_do(tmp_path, path):
     small().save_weights(tmp_path / "keras.weights.h5")
     message = refused(small(), tmp_path / "keras.weights.h5")
-    assert "load it with model.load_weights" in message
+    assert "if model.save_weights did, with model.load_weights" in message
+
+
+def test_of_a_whole_model_in_hdf5_the_error_says_how_it_is_opened(tmp_path):
+    net, path = fcn("googlenet", 16, 2, width=1 / 16), tmp_path / "whole.h5"
+    net.save(path)
+    with pytest.raises(ValueError, match="If model.save .* keras.models.load_model"):
+        load_checkpoint(path)
+    opened = keras.models.load_model(path, compile=False)
+    save_checkpoint(opened, tmp_path / "net.h5")
+    assert numbers(load_checkpoint(tmp_path / "net.h5")) == numbers(net)
+
+
+def test_what_is_no_model_is_not_transplanted():
+    for pair in (("vgg16", small()), (small(), {"color": small()})):
+        with pytest.raises(ValueError, match="expected a keras.Model. Of a name"):
+            weights.transplant(*pair)
 
 
 DIMENSIONS = np.array([3, 3, 3, 4], "<u8").tobytes()

@@ -360,7 +360,7 @@ def _input(entry):
 
 def _scores_table(measured, published):
     lines = [
-        f"| {score} | {scores[score]} | {scores['split']} | {who} |"
+        f"| {score} | {scores[score]} | {_cell(scores['split'])} | {_cell(who)} |"
         for scores, who in (
             (measured, f"measured with keras_fcn {measured.get('version')}"),
             (published, f"published: {published.get('source')}"),
@@ -371,6 +371,10 @@ def _scores_table(measured, published):
     if not lines:
         return "None are known."
     return "\n".join(["| score | % | split | by |", "|---|---|---|---|", *lines])
+
+
+def _cell(text):
+    return text.replace("|", r"\|")  # which would end it
 
 
 def _push(options, output, written, name):

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 
-from keras_fcn import callbacks, files, manifest, models
+from keras_fcn import files, manifest, models, saving, snapshots
 
 DATA = "--labels camvid --relabel 11=255"
 CHANGES = "--scale 0.5 2 --color 0.4 --tint 0.15 --blur 1.5 --noise 8"
@@ -64,7 +64,7 @@ def train(camvid, runs, options=()):
         run, how = runs / stage, [*recipe.split(), *options]
         check_command(run / "command.sh", how)
         if not (run / "model.h5").exists():
-            stopped = callbacks.positions(run / "state")
+            stopped = snapshots.positions(run / "state")
             goes_on = ["--resume"] if stopped else []
             start = ["--init", runs / before / "model.h5"] if before else []
             keras_fcn("train", *data, *start, *how, "--output", run, *goes_on)
@@ -97,7 +97,7 @@ def ship(runs):
         entry = manifest.checkpoint_info(name)
         facts = {fact: entry[fact] for fact in FACTS}
         path = runs / f"{name}.h5"
-        models.save_checkpoint(model, path, facts=facts, dtype="float16")
+        saving.save_checkpoint(model, path, facts=facts, dtype="float16")
         print(path, files.measure(path))
 
 

@@ -56,12 +56,29 @@ def label_counts(source, head=""):
         head: Whose labels, where there are several.
 
     Returns:
-        (256,) int64.
+        (256,) int64; the last one is void's.
+
+    Raises:
+        ValueError: If labels are none, as in `Batches`, are not 0 to 255, or have no
+            such head.
     """
     counts = np.zeros(256, np.int64)
     for i in range(len(source)):
-        labels = source.labels(i)[head] if head else source.labels(i)
-        counts += np.bincount(labels.ravel(), minlength=256)
+        place, heads = f"source.labels({i})", _by_name(source.labels(i))
+        if head not in heads:
+            known = ", ".join(map(repr, heads))
+            raise ValueError(
+                f"{place} has the heads {known}, and head={head!r} was given; expected "
+                "one of them, '' for the only one."
+            )
+        labels = heads[head]
+        _check_labels(labels, place)
+        if labels.min() < 0 or labels.max() > 255:
+            raise ValueError(
+                f"{place} holds the values {labels.min()} to {labels.max()}; expected "
+                f"classes from 0, and {VOID} for void."
+            )
+        counts += np.bincount(labels.astype(np.uint8).ravel(), minlength=256)
     return counts
 
 
@@ -110,7 +127,7 @@ class Batches(keras.utils.PyDataset):
             the stream "color".
         tint: Most that red, green and blue change, each by itself: the light's colour.
         blur: Largest standard deviation, in pixels, of the Gaussian with which every
-            second picture is blurred. As `color`, as are the others.
+            second picture is blurred. As `color`, as are the others; uint8 alone.
         noise: Largest standard deviation, in grey levels, of the noise that is added.
         cutmix: Share of the windows of which a rectangle is another picture's, labels
             and all (Yun et al., 2019, "CutMix"): a twentieth to two fifths of the
@@ -229,14 +246,22 @@ class Batches(keras.utils.PyDataset):
 
         An epoch that is entered halfway is as much shorter, and does not lead on to the
         next one: `seek` that after it.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            batch: Number of the batch in the whole epoch, from 0.
         """
         self.epoch, self.first = epoch, batch
         self._asked = self._previous = 0
 
     def __len__(self):
+        return self._count() - self.first
+
+    def _count(self):
+        """The batches of a whole epoch."""
         # A last batch of fewer pictures than processes would leave some with none.
         whole, rest = divmod(len(self.source), self.batch_size)
-        return whole + (rest >= self.shard[1]) - self.first
+        return whole + (rest >= self.shard[1])
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -253,7 +278,7 @@ class Batches(keras.utils.PyDataset):
         if self._within:
             self._follow(index)
         self._looks -= 1
-        count = len(self) + self.first
+        count = self._count()
         place = self.epoch * count + self.first + index
         wanted = [divmod(place + i, count) for i in range(1 + self._ahead)]
         with self._lock:
@@ -288,7 +313,14 @@ class Batches(keras.utils.PyDataset):
             self.seek(self.epoch + 1)
 
     def order(self, epoch):
-        """Returns the places in the source, in the order in which an epoch has them."""
+        """Returns the places in the source, in the order in which an epoch has them.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            (pictures,) int64, each of them once, but with `replacement`.
+        """
         length = len(self.source)
         rng = np.random.default_rng((self.seed, epoch))
         if self.replacement:
@@ -305,18 +337,26 @@ class Batches(keras.utils.PyDataset):
         Returns:
             Pictures, (batch, height, width, channels) float32, and labels,
             (batch, height, width) int32, or dicts of them.
+
+        Raises:
+            IndexError: If the epoch has no such batch.
+            ValueError: If an item of the source is no picture and its labels, or if its
+                colours are to be changed and it has none.
+            Exception: Whatever else the source raises.
         """
-        start, (rank, count) = index * self.batch_size, self.shard
+        if not 0 <= index < self._count():
+            raise IndexError(f"There is no batch {index}: there are {self._count()}.")
+        start, (rank, processes) = index * self.batch_size, self.shard
         chosen = self.order(epoch)[start : start + self.batch_size].tolist()
-        if count > 1:
-            chosen = chosen[: len(chosen) // count * count][rank::count]
+        if processes > 1:
+            chosen = chosen[: len(chosen) // processes * processes][rank::processes]
         read = [self._read(i) for i in chosen]
         size = self.crop or [
             math.ceil(max(lengths) / self.multiple) * self.multiple
             for lengths in zip(*(_shape(labels) for _, labels in read), strict=True)
         ]
         samples = [
-            self._sample((epoch, start + rank + i * count, place), size, pair)
+            self._sample((epoch, start + rank + i * processes, place), size, pair)
             for i, (place, pair) in enumerate(zip(chosen, read, strict=True))
         ]
         return tree.map_structure(lambda *arrays: np.stack(arrays), *samples)
@@ -617,6 +657,11 @@ def _changed(change, pictures, amount, rng):
 
 def _blurred(image, most, rng):
     """Blurs every second uint8 picture with a Gaussian."""
+    if image.dtype != np.uint8:  # Pillow blurs no other
+        raise ValueError(
+            f"`blur` was given for a picture of {image.dtype}; expected uint8: leave "
+            'it out, or serve the picture as np.rint(picture).astype("uint8").'
+        )
     blurs, deviation = rng.random() < 0.5, most * rng.random()
     if not blurs:
         return image

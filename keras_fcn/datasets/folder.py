@@ -320,7 +320,8 @@ def _stray_labels(wrong, num_classes):
     remedy = "`inspect`, or `keras-fcn check-data`, shows what the masks hold."
     if len(every) == 1:
         remedy = (
-            f"Pass `relabel={{{labels[0]}: {VOID}}}` if it marks unlabelled pixels."
+            f"Pass `relabel={{{labels[0]}: {VOID}}}` (`--relabel {labels[0]}={VOID}`) "
+            "if it marks unlabelled pixels."
         )
     return (
         f"`{mask}` holds label {_some(labels)}{others}; expected 0 to "
@@ -434,7 +435,8 @@ def _label_warnings(report):
     elif classes == [0] and VOID in report["pixels"]:
         yield (
             f"Masks hold 0 and {VOID} only: black and white, but {VOID} is void and "
-            f"would not be learnt. Pass `relabel={{{VOID}: 1}}`, with 2 classes."
+            "would not be learnt. "
+            f"Pass `relabel={{{VOID}: 1}}` (`--relabel {VOID}=1`), with 2 classes."
         )
     elif baked := _baked_palette(classes):
         yield (
@@ -445,7 +447,7 @@ def _label_warnings(report):
     elif classes[0] == 1:
         yield (
             "Labels start at 1, and class 0 would stay empty. Number them from 0, or "
-            "pass `relabel={1: 0, 2: 1, ...}`."
+            "pass `relabel={1: 0, 2: 1, ...}` (`--relabel 1=0 2=1 ...`)."
         )
     elif gaps := sorted(set(range(classes[-1])) - set(classes)):
         yield (
