@@ -230,11 +230,8 @@ def _fetch(options):
         path = checkpoints.path_of(name)
         if not path:
             entry = manifest.checkpoint_info(name)
-            with keras.StatelessScope(initialize_variables=False):  # shapes alone
-                model = models.build(entry)
             trust = options.trust_first_download
-            checkpoint = checkpoints.Checkpoint(entry, None, name, trust)
-            path = checkpoints.locate(model, checkpoint)
+            path = cli_data.fetch(name, entry, trust_first_download=trust)
         found = files.measure(path)
         print(f"{name}: {path}, {found['bytes']:,} bytes, sha256 {found['sha256']}")
 

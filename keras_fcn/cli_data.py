@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 
+import keras
 import numpy as np
 
 from keras_fcn import checkpoints, evaluation, manifest, metrics, models, protocols
@@ -81,13 +82,14 @@ def _relabelling(text):
 def numbers(text, number=float):
     """Reads name=number,name=number as a dict, for argparse."""
     try:
-        return {
-            name: number(value)
-            for name, value in (item.split("=") for item in text.split(","))
-        }
+        pairs = [item.split("=") for item in text.split(",")]
+        found = {name: number(value) for name, value in pairs}
+        if len(found) < len(pairs) or not np.isfinite([*found.values()]).all():
+            raise ValueError
+        return found
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not of the form name=number,name=number"
+            f"{text!r} is not of the form name=number,name=number, each name once"
         ) from None
 
 
@@ -136,6 +138,24 @@ def path_of(name):
             f"{file}."
         )
     return checkpoints.path_of(name)
+
+
+def fetch(name, entry, *, trust_first_download=False):
+    """Returns the path of a checkpoint's file, which is fetched if it is not here yet.
+
+    Args:
+        name: Of the checkpoint in the manifest.
+        entry: Of it, from there.
+        trust_first_download: As in `models.load_checkpoint`.
+
+    Raises:
+        ValueError: If the content is another than expected.
+        OSError: If it cannot be had.
+    """
+    with keras.StatelessScope(initialize_variables=False):  # shapes alone
+        model = models.build(entry)
+    checkpoint = checkpoints.Checkpoint(entry, None, name, trust_first_download)
+    return checkpoints.locate(model, checkpoint)
 
 
 def check_file(path, *suffixes):

@@ -72,8 +72,8 @@ _COUNT = _number(int, lambda x: x >= 1, "1 or more")
 _WHOLE = _number(int, lambda x: x >= 0, "0 or more")
 _SEED = _number(int, lambda x: 0 <= x < 2**32, f"0 to {2**32 - 1}")
 _SHARE = _number(float, lambda x: 0 <= x <= 1, "0 to 1")
-_AMOUNT = _number(float, lambda x: 0 <= x < math.inf, "0 or more, not infinite")
-_POSITIVE = _number(float, lambda x: 0 < x < math.inf, "above 0, not infinite")
+_AMOUNT = _number(float, lambda x: 0 <= x < math.inf, "0 or more, and finite")
+_POSITIVE = _number(float, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
 def add_train(commands):
@@ -132,7 +132,7 @@ def _add_recipe(command):
     add("--epochs", type=_COUNT, help="(60; as many updates as solve.py makes)")
     add("--batch-size", type=_COUNT, help="pictures (6; 1)")
     add("--crop", type=_WHOLE, help="pixels a side; 0: whole pictures (256; 0)")
-    add("--scale", type=float, nargs=2, help="range of the zoom (0.7 2; none)")
+    add("--scale", type=_POSITIVE, nargs=2, help="range of the zoom (0.7 2; none)")
     add("--mirror", action=argparse.BooleanOptionalAction, help="(yes; no)")
     add("--jitter", type=_WHOLE, default=0, help="pixels, for whole pictures (0; 0)")
     add("--color", type=_SHARE, help="change of brightness and the like (0.4; 0)")
@@ -155,9 +155,9 @@ def _add_recipe(command):
         action=argparse.BooleanOptionalAction,
         help="whether each picture is drawn from all (no; yes)",
     )
-    add("--learning-rate", type=_AMOUNT, help="its peak (6e-4; its own)")
+    add("--learning-rate", type=_POSITIVE, help="its peak (6e-4; its own)")
     add("--precision", default="float32", choices=cli_data.PRECISIONS)
-    add("--seed", type=_WHOLE, default=1)
+    add("--seed", type=_SEED, default=1)
     add("--devices", type=_COUNT, default=1, help="that share each batch (1)")
 
 
@@ -172,8 +172,21 @@ def train(options):
             "would normalise its own part of a batch; leave one of them out."
         )
     cli_data.check_folder(options.output)
+    _check_apart(options)
     _check_resume(pathlib.Path(options.output) / "state", options.resume)
     devices.run(_train, options.devices, options)
+
+
+def _check_apart(options):
+    given = [
+        data for data in (options.data, options.validation or []) if len(data) == 2
+    ]
+    folders = {pathlib.Path(folder).resolve() for data in given for folder in data}
+    if pathlib.Path(options.output).resolve() in folders:
+        raise ValueError(
+            f"--output {options.output} is a folder of the data, where the pictures "
+            "that a training writes would be taken for more; expected another one."
+        )
 
 
 def _check_resume(state, resume):
@@ -200,7 +213,7 @@ def _train(options):
     known = _label_sets(options)
     _check_loss(options, recipe)
     _check_net(options)
-    _batches(options, [None])  # raises where the changes to pictures make no sense
+    _check_windows(options)
     found = _find(options)
     first = devices.is_first()  # of the processes of this training
     with _alone(options.output) if first else contextlib.nullcontext():
@@ -294,6 +307,23 @@ def _check_loss(options, recipe):
         )
 
 
+def _check_windows(options):
+    """Judges what is cut out of the pictures, and how those are changed."""
+    if 0 < options.crop < options.stride:
+        raise ValueError(
+            f"--crop {options.crop} is less than --stride {options.stride}, one cell "
+            "of the net; expected windows of many, such as 256, or 0 for whole "
+            "pictures."
+        )
+    if options.scale and options.scale[0] > options.scale[1]:
+        lowest, highest = options.scale
+        raise ValueError(
+            f"--scale {lowest:g} {highest:g} was given; expected the lowest factor "
+            "first, then the highest."
+        )
+    _batches(options, [None])  # raises where they make no sense
+
+
 def _label_sets(options):
     """What --labels or --classes say of the labels: `{"": LabelSet}`, or None."""
     if options.labels and options.classes:
@@ -312,6 +342,11 @@ def _label_sets(options):
         raise ValueError(
             f"--classes names {', '.join(twice)} twice; expected each class once, in "
             "the order of their labels."
+        )
+    if options.classes and len(options.classes) == 1:
+        raise ValueError(
+            f"--classes names {options.classes[0]} alone; expected 2 classes or more, "
+            "for of one there is nothing to learn."
         )
     if options.labels:
         return {"": LABEL_SETS[options.labels]}
@@ -334,12 +369,47 @@ def _check_net(options):
             name = name.replace("_", "-")
             raise ValueError(f"--{name} means nothing for a net of two streams.")
     for start in options.init:
-        _, name = _stream_and_name(start, streams)
-        models.checkpoint_entry(cli_data.path_of(name) or name)
+        _check_start(start, streams, options)
     if options.skip_scales:
         names = ("backbone", "stride", "skip_scales")
         with keras.StatelessScope(initialize_variables=False):  # shapes alone
             models.build({"model": {name: getattr(options, name) for name in names}})
+
+
+def _check_start(start, streams, options):
+    """Judges a checkpoint to start from, and fetches it if need be."""
+    stream, name = _stream_and_name(start, streams)
+    path = cli_data.path_of(name)
+    entry = models.checkpoint_entry(path or name)
+    net = entry["model"]
+    if net["backbone"] != options.backbone:
+        raise _unfit(start, options)
+    fused = net.get("builder") == "late_fusion"
+    if fused and not streams:
+        raise ValueError(
+            f"--init {start} is of two streams; expected a checkpoint of one, as the "
+            "net for these data has."
+        )
+    if fused and stream:
+        raise ValueError(
+            f"--init {start} names one stream of a checkpoint of two, whose weights "
+            f"bear the names of both; expected {name} alone."
+        )
+    if streams and not fused and not stream:
+        raise ValueError(
+            f"--init {start} is of one stream; expected to be told which it is for: "
+            f"{' or '.join(f'{each}={start}' for each in streams)}."
+        )
+    if not path:
+        cli_data.fetch(name, entry)
+
+
+def _unfit(start, options):
+    return ValueError(
+        f"--init {start} has no trunk that fits {options.backbone}-{options.stride}s; "
+        f"expected a checkpoint of {options.backbone}. Pass the --backbone that it is "
+        "of, or leave --init out."
+    )
 
 
 def _streams(data):
@@ -467,17 +537,14 @@ def _start(model, options, batches):
         fitting = weight_files.shapes(model).keys() - set(stayed)
         # Biases of as many scores fit those of any net.
         if all(name.startswith(("score_", "upscore")) for name in fitting):
-            raise ValueError(
-                f"--init {start} has no trunk that fits {options.backbone}-"
-                f"{options.stride}s; expected a checkpoint of {options.backbone}. "
-                "Pass the --backbone that it is of, or leave --init out."
-            )
+            raise _unfit(start, options)
         # What normalises is set by the first batch, below.
         stayed = [weight for weight in stayed if "_bn/" not in weight]
         print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")
     if options.batch_norm and options.init:
         with busy("Fitting the normalisation to a batch"):
-            batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
+            with _in_memory(options):
+                batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
     if options.fix_trunk:
         training.fix_trunk(model)
 
@@ -536,7 +603,7 @@ def _fit(model, options, batches, validation, epochs):
             # Not the snapshot's, should another one be asked for.
             model.optimizer.learning_rate = options.learning_rate
         devices.distribute(model)
-        with _reading(batches, validated):
+        with _in_memory(options), _reading(batches, validated):
             model.fit(
                 devices.fill(batches),
                 initial_epoch=first,
@@ -585,6 +652,22 @@ def _reading(*served):
         if fault is error:
             raise
         raise fault from error
+
+
+@contextlib.contextmanager
+def _in_memory(options):
+    """Raises `ValueError` for what a backend raises where there is no more memory."""
+    try:
+        yield
+    except Exception as error:
+        if not cli_data.lacks_memory(error):
+            raise
+        sides = f"--crop {options.crop}" if options.crop else "whole pictures"
+        raise ValueError(
+            f"A training with --batch-size {options.batch_size} and {sides} does not "
+            "fit into memory; expected less. Lower --batch-size, set --crop to smaller "
+            "windows, or take a net of fewer parameters."
+        ) from error
 
 
 def _write(model, options, label_sets, weights, validation):

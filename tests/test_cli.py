@@ -467,6 +467,18 @@ def test_check_data_says_what_looks_wrong(capsys, street):
             ["upper-bound", "{masks}", "--factors", "4", "0"],
             "--factors 4 0 was given; expected each factor to be 1 pixel or more",
         ),
+        (
+            ["upper-bound", "{masks}", "--relabel", "9=255", "1=0", "9=1"],
+            "--relabel replaces 9 twice; expected each label once",
+        ),
+        (
+            ["train", "{images}", "{masks}", "--output", "{masks}"],
+            "masks is a folder of the data",
+        ),
+        (
+            "train camvid --output {images} --validation {images} {masks}".split(),
+            "images is a folder of the data",
+        ),
         (["predict", "{images}", "--checkpoint", "vgg16-imagenet"], "is a classifier"),
         (
             ["evaluate", "{images}", "{masks}", "--checkpoint", "vgg16-imagenet"],
@@ -514,10 +526,19 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_any_work(
         ("--batch-size -2", "-2 was given; expected 1 or more"),
         ("--crop -5", "-5 was given; expected 0 or more"),
         ("--jitter -4", "-4 was given; expected 0 or more"),
-        ("--learning-rate -1", "-1 was given; expected 0 or more"),
+        ("--learning-rate -1", "-1 was given; expected a finite number above 0"),
+        ("--learning-rate 0", "0 was given; expected a finite number above 0"),
+        ("--learning-rate nan", "nan was given; expected a finite number above 0"),
+        ("--learning-rate inf", "inf was given; expected a finite number above 0"),
+        ("--scale 1 inf", "inf was given; expected a finite number above 0"),
+        ("--scale 0 1", "0 was given; expected a finite number above 0"),
+        ("--noise inf", "inf was given; expected 0 or more, and finite"),
+        ("--skip-scales pool3=nan", "'pool3=nan' is not of the form name=number"),
+        ("--skip-scales pool3=1,pool3=2", "name=number, each name once"),
         ("--balance nan", "nan was given; expected 0 or more"),
         ("--adjust 3", "3 was given; expected 0 to 1"),
-        ("--seed -1", "-1 was given; expected 0 or more"),
+        ("--seed -1", "-1 was given; expected 0 to 4294967295"),
+        ("--seed 4294967296", "4294967296 was given; expected 0 to 4294967295"),
         ("--devices 0", "0 was given; expected 1 or more"),
         ("--precision int8", "choose from"),
     ],
@@ -528,15 +549,6 @@ def test_numbers_of_a_training_are_judged_before_anything_is_read(
     with pytest.raises(SystemExit, match="2"):
         main(["train", "nowhere", "--output", "o", *option.split()])
     assert words in capsys.readouterr().err
-
-
-def test_a_learning_rate_of_zero_is_not_taken_for_none(tmp_path, capsys, street):
-    output = tmp_path / "run"
-    arguments = ["--output", str(output), "--stride", "32", "--learning-rate", "0"]
-    for recipe in ("modern", "voc-fcn32s"):
-        assert main(["train", *street, *arguments, "--recipe", recipe]) == 2
-        assert "learning_rate=0.0 was given" in capsys.readouterr().err
-    assert not output.exists()
 
 
 def test_what_cannot_be_read_does_not_keep_others_from_being_segmented(
@@ -684,7 +696,7 @@ def test_what_is_no_colour_is_not_recoloured(
         return served[-1]
 
     monkeypatch.setattr(batches_module, "Batches", batches)
-    arguments = ["train", data, "--output", str(tmp_path / "o"), "--stride", "32"]
+    arguments = ["train", data, "--output", str(tmp_path / "o"), "--stride", "8"]
     arguments += [*SMALL, "--crop", "8", "--epochs", "1", "--scale", "1", "1"]
     assert main([*arguments, "--color", "0.2"]) == 2
     assert f"given for {data}, whose pictures are not RGB" in capsys.readouterr().err
@@ -718,6 +730,35 @@ def test_a_damaged_picture_ends_a_training_in_one_sentence(tmp_path, capsys, str
     assert main([*arguments, *SMALL, "--batch-size", "1", "--seed", "0"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"keras-fcn: error: `{last}` cannot be decoded")
+
+
+@pytest.mark.usefixtures("_thin")
+def test_a_training_that_does_not_fit_into_memory_says_what_to_make_smaller(
+    tmp_path, capsys, street, monkeypatch
+):
+    def fit(*_, **__):
+        raise error
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    arguments = ["train", *street, "--relabel", "9=255", "--stride", "32", *SMALL]
+    error = RuntimeError("CUDA out of memory. Tried to allocate 9 GiB.")
+    assert main([*arguments, "--output", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert "--batch-size 6 and --crop 32 does not fit into memory; expected" in said
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        main([*arguments, "--output", str(tmp_path / "b")])
+
+
+@pytest.mark.usefixtures("_thin")
+def test_windows_that_no_memory_holds_are_too_large_in_a_sentence(
+    tmp_path, capsys, street
+):
+    arguments = ["train", *street, "--relabel", "9=255", "--stride", "32", *SMALL]
+    pixels = str(10**8)  # a side: 120 petabytes
+    arguments += ["--crop", pixels, "--output", str(tmp_path / "o")]
+    assert main(arguments) == 2
+    assert f"--crop {pixels} does not fit into memory" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_thin")

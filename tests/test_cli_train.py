@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from pictures import write
 
+import keras_fcn
 from keras_fcn import (
     batch_norm,
+    checkpoints,
     cli_data,
     cli_train,
     images,
@@ -107,6 +109,13 @@ def test_a_start_of_another_backbone_is_refused(classes, data, seen, tmp_path, c
     error = capsys.readouterr().err
     assert f"--init {start} has no trunk that fits googlenet-8s" in error
     assert "Pass the --backbone" in error
+
+
+def test_a_start_of_other_widths_is_refused(data, seen, tmp_path, capsys):
+    start = tmp_path / "thin.h5"
+    saving.save_checkpoint(keras_fcn.fcn("googlenet", 8, 2, width=1 / 4), start)
+    assert main(["train", *map(str, data), "--init", str(start)]) == 2
+    assert f"--init {start} has no trunk that fits" in capsys.readouterr().err
 
 
 def test_every_option_reaches_what_it_is_for(data, seen):
@@ -361,7 +370,25 @@ def test_two_trainings_at_once_do_not_share_an_output(
         ("a b", "--init vgg16-imagenot", "vgg16-imagenet"),
         ("a b", "--init nowhere.h5", "nowhere.h5"),
         ("a b", "--skip-scales pool9=1", "skip_scales names pool9; expected taps"),
-        ("a b", "--scale 2 0.5", "`scale` is [2.0, 0.5]"),
+        ("a b", "--init vgg16-imagenet", "no trunk that fits googlenet-8s"),
+        (
+            "a b",
+            "--backbone vgg16 --init vgg16-32s-nyud-color-hha",
+            "is of two streams; expected a checkpoint of one",
+        ),
+        (
+            "nyudv2-color-hha",
+            "--backbone vgg16 --init vgg16-32s-nyud",
+            "color=vgg16-32s-nyud or hha=vgg16-32s-nyud",
+        ),
+        (
+            "nyudv2-color-hha",
+            "--backbone vgg16 --init hha=vgg16-32s-nyud-color-hha",
+            "expected vgg16-32s-nyud-color-hha alone",
+        ),
+        ("a b", "--scale 2 0.5", "--scale 2 0.5 was given; expected the lowest"),
+        ("a b", "--crop 7", "--crop 7 is less than --stride 8, one cell"),
+        ("a b", "--classes c", "--classes names c alone; expected 2 classes or more"),
         ("a b", "--jitter 4", "`jitter` is 4 and `crop` (256, 256); expected one"),
         ("a b", "--cutmix 1 --crop 0", "`cutmix` is 1.0 and `crop` None"),
         ("a b", "--keep 0", "`keep` is 0.0; expected a share above 0"),
@@ -383,6 +410,43 @@ def test_options_are_judged_before_any_data_are_read(
     assert main(["train", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ("nowhere masks", "`nowhere` is no folder"),
+        ("camvit", "no data set 'camvit'; expected camvid"),
+        ("camvid", "camvid is not prepared in `there"),
+        ("images", "--validation is images; expected a folder of images and a folder"),
+        ("camvid/val --relabel 9=255", "--relabel was given for --validation camvid"),
+    ],
+)
+def test_a_validation_that_is_not_there_is_said_before_any_data_are_read(
+    scene, validation, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        images, "read_labels", lambda path: pytest.fail("Data are read.")
+    )
+    options = ["--output", "run", "--data-dir", "there"]
+    options += ["--validation", *validation.split()]
+    assert main(["train", *map(str, scene), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_to_start_from_is_fetched_before_any_data_are_read(
+    tmp_path, monkeypatch, capsys
+):
+    def locate(model, checkpoint):
+        raise OSError(f"No way to {checkpoint.name}.")
+
+    monkeypatch.setattr(checkpoints, "locate", locate)
+    monkeypatch.setattr(cli_data, "opener", lambda *_, **__: pytest.fail("Data."))
+    options = ["--backbone", "alexnet", "--init", "alexnet-imagenet"]
+    assert main(["train", "a", "b", "--output", str(tmp_path / "run"), *options]) == 2
+    assert "error: No way to alexnet-imagenet." in capsys.readouterr().err
 
 
 def test_what_is_no_snapshot_is_nothing_to_go_on_with(data, capsys):
