@@ -30,6 +30,8 @@ from keras_fcn.snapshots import Snapshots, positions
 # What is done where nobody says otherwise: `compile_modern`, for people's own data, and
 # `compile_reference`, one whole picture a step.
 MODERN = {
+    "backbone": "googlenet",
+    "stride": 8,
     "batch_size": 6,
     "crop": 256,
     "scale": (0.7, 2.0),
@@ -96,8 +98,12 @@ def add_train(commands):
 
 def _add_net(command):
     net = command.add_argument_group("the net")
-    net.add_argument("--backbone", default="googlenet", choices=models.BACKBONES)
-    net.add_argument("--stride", type=int, default=8, choices=models.STRIDES)
+    net.add_argument(
+        "--backbone", choices=models.BACKBONES, help="(googlenet, or as --recipe says)"
+    )
+    net.add_argument(
+        "--stride", type=int, choices=models.STRIDES, help="(8, or as --recipe says)"
+    )
     net.add_argument("--labels", help="name of a label set, such as camvid")
     net.add_argument("--classes", nargs="+", metavar="NAME", help="names, in order")
     net.add_argument(
@@ -109,7 +115,10 @@ def _add_net(command):
         "vgg16-imagenet; color=NAME hha=NAME for a net of two streams",
     )
     net.add_argument(
-        "--skip-scales", type=cli_data.numbers, metavar="pool4=0.01,pool3=0.0001"
+        "--skip-scales",
+        type=cli_data.numbers,
+        metavar="pool4=0.01,pool3=0.0001",
+        help="(none, or as --recipe says)",
     )
     net.add_argument(
         "--upsampling", default="bilinear", choices=("bilinear", "learned")
@@ -246,7 +255,7 @@ def _train_alone(options, recipe, found, known):
     source, validation = _open(found, known)
     model = _net(options, source)
     batches = _batches(options, source)
-    _start(model, options, batches)
+    _start(model, options, recipe, batches)
     weights = _class_weights(source, options.balance)
     epochs = options.epochs or math.ceil(recipe.steps / len(batches))
     _compile(model, options, recipe, weights, epochs * len(batches))
@@ -266,7 +275,8 @@ def _recipe(name):
 def _fill_in(options, recipe):
     """Gives what was not said on the command line the recipe's values."""
     if recipe:
-        known = {**REFERENCE, "learning_rate": recipe.learning_rate}
+        own = ("backbone", "stride", "skip_scales", "learning_rate")
+        known = {**REFERENCE, **{name: getattr(recipe, name) for name in own}}
     else:
         known = MODERN
     if options.crop == 0:
@@ -525,8 +535,10 @@ def _batches(options, source):
     )
 
 
-def _start(model, options, batches):
+def _start(model, options, recipe, batches):
     """Copies what a net is to start from, and freezes what is to stay so."""
+    if recipe and not options.init:
+        print(f"From random numbers; the reference starts from {recipe.start} (--init)")
     streams = _streams(options.data)
     for start in options.init:
         stream, name = _stream_and_name(start, streams)
@@ -540,13 +552,17 @@ def _start(model, options, batches):
             raise _unfit(start, options)
         # What normalises is set by the first batch, below.
         stayed = [weight for weight in stayed if "_bn/" not in weight]
-        print(f"From {start}, all but {', '.join(stayed) or 'nothing'}")
+        print(f"From {start}, {_kept(stayed)}")
     if options.batch_norm and options.init:
         with busy("Fitting the normalisation to a batch"):
             with _in_memory(options):
                 batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
     if options.fix_trunk:
         training.fix_trunk(model)
+
+
+def _kept(stayed):
+    return f"all but {', '.join(stayed)}" if stayed else "all weights"
 
 
 def _class_weights(source, power):

@@ -201,6 +201,30 @@ def test_the_reference_s_recipes_take_whole_pictures_one_by_one(data, seen):
     assert compiled == {"class_weights": None}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "typed", "net", "scales"),
+    [
+        ("voc-fcn32s", "", ("vgg16", 32), None),
+        ("siftflow-fcn16s", "", ("vgg16", 16), None),
+        ("voc-fcn-alexnet", "", ("alexnet", 32), None),
+        ("fcn8s-atonce", "", ("vgg16", 8), {"pool4": 1e-2, "pool3": 1e-4}),
+        ("fcn32s", "--backbone googlenet --stride 4", ("googlenet", 4), None),
+    ],
+)
+def test_a_recipe_is_for_its_net_where_no_other_is_typed(
+    recipe, typed, net, scales, data, seen, capsys
+):
+    trained(*data, "--classes", "a", "b", "--recipe", recipe, *typed.split())
+    [(built, named)] = seen["fcn"]
+    assert built == (*net, 2)
+    assert named["skip_scales"] == scales
+    _, windows = seen["Batches"][-1]
+    assert windows["cell"] == net[1]
+    start = training.find_recipe(recipe).start
+    said = f"From random numbers; the reference starts from {start} (--init)"
+    assert said in capsys.readouterr().out
+
+
 def test_at_once_nets_are_built_with_their_scales(data, seen):
     options = ["--backbone", "alexnet", "--stride", "8", "--classes", "a", "b"]
     options += ["--skip-scales", "pool2=0.01,pool1=0.0001"]

@@ -25,7 +25,7 @@ def trained(monkeypatch):
         output = pathlib.Path(options.output)
         output.mkdir(parents=True)
         if output.name in tool.SHIPPED.values():
-            net = models.fcn("googlenet", options.stride, 11, width=1 / 16)
+            net = models.fcn("googlenet", options.stride or 8, 11, width=1 / 16)
             saving.save_checkpoint(net, output / "model.h5")
 
     monkeypatch.setattr(tool, "keras_fcn", run)
