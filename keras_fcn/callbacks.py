@@ -1,22 +1,13 @@
 """What `fit` calls: trainings that end in time, and show how they go.
 
 ```python
-snapshots = Snapshots("run/state", batches)
-for first, last in snapshots.stretches(model, epochs=60):
-    model.fit(
-        batches,
-        initial_epoch=first,
-        epochs=last,
-        shuffle=False,
-        validation_data=validation,
-        callbacks=[
-            Averages(),
-            Divergence(batches),
-            Log("run/log.csv"),
-            snapshots,
-            ProgressBar(batches, epochs=60),
-        ],
-    )
+callbacks = [
+    Averages(),
+    Divergence(batches),
+    Log("run/log.csv"),
+    snapshots,  # how `fit` is called with it: `keras_fcn.snapshots`
+    ProgressBar(batches, epochs=60),
+]
 ```
 
 What writes an epoch's results stands before `keras_fcn.snapshots.Snapshots`: a training

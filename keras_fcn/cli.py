@@ -1,7 +1,6 @@
 """The command `keras-fcn`: what the package does, for people who want pictures."""
 
 import argparse
-import contextlib
 import inspect
 import os
 import pathlib
@@ -25,6 +24,7 @@ from keras_fcn import (
     manifest,
     models,
     progress,
+    protocols,
     summary,
     weights,
 )
@@ -90,6 +90,8 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="keras-fcn", description="Fully convolutional networks for segmentation."
     )
+    known = ", ".join(f"{name} {value}" for name, value in protocols.versions().items())
+    parser.add_argument("--version", action="version", version=known)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (  # in the order in which --help lists them
         _add_list,
@@ -286,23 +288,11 @@ class _SkippedError(Exception):
     """A picture is left out: why, in a sentence."""
 
 
-@contextlib.contextmanager
-def _in_memory(picture):
-    """Raises `_SkippedError` for what a backend raises where there is no more memory.
-
-    Args:
-        picture: What is in hand, for the sentence.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not cli_data.lacks_memory(error):
-            raise
-        raise _SkippedError(
-            f"{picture} does not fit into memory; expected a smaller picture. Make it "
-            "smaller, look at fewer or smaller --scales, or take a net of fewer "
-            "parameters."
-        ) from error
+def _too_large(picture):
+    return _SkippedError(
+        f"{picture} does not fit into memory; expected a smaller picture. Make it "
+        "smaller, look at fewer or smaller --scales, or take a net of fewer parameters."
+    )
 
 
 def _segment_file(source, target, model, sets, looks):
@@ -312,13 +302,14 @@ def _segment_file(source, target, model, sets, looks):
         _SkippedError: If the picture cannot be read, or does not fit into memory.
     """
     try:
-        with _in_memory(f"`{source}`"):
+        with cli_data.in_memory(_too_large(f"`{source}`")):
             picture = images.read_image(source)
     except (OSError, ValueError) as error:
         raise _SkippedError(str(error)) from error
     height, width, _ = picture.shape
     lines = []
-    with _in_memory(f"`{source}`, {height} x {width} pixels (height x width),"):
+    what = f"`{source}`, {height} x {width} pixels (height x width),"
+    with cli_data.in_memory(_too_large(what)):
         result = segment(model, picture, **looks)
         heads = result if isinstance(result, dict) else {"": result}
         for head, found in heads.items():

@@ -205,12 +205,23 @@ def _check_access(folder, what):
         )
 
 
-def lacks_memory(error):
-    """Whether an error says that there is no more memory, or what it was made of does.
+@contextlib.contextmanager
+def in_memory(refusal):
+    """Raises an exception for what a backend raises where there is no more memory.
 
     Args:
-        error: What was raised, whose words Keras may have lost; or None.
+        refusal: The exception, which says what is too large.
     """
+    try:
+        yield
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+        raise refusal from error
+
+
+def _lacks_memory(error):
+    """Whether an error says so, or what it was made of: Keras may lose the words."""
     if error is None:
         return False
     if isinstance(error, MemoryError) or type(error).__name__ == TENSORFLOW_MEMORY:
@@ -218,7 +229,7 @@ def lacks_memory(error):
     said = isinstance(error, RuntimeError) and any(
         x in str(error) for x in OUT_OF_MEMORY
     )
-    return said or lacks_memory(error.__context__)
+    return said or _lacks_memory(error.__context__)
 
 
 # what DATA means

@@ -554,9 +554,11 @@ def _start(model, options, recipe, batches):
         stayed = [weight for weight in stayed if "_bn/" not in weight]
         print(f"From {start}, {_kept(stayed)}")
     if options.batch_norm and options.init:
-        with busy("Fitting the normalisation to a batch"):
-            with _in_memory(options):
-                batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
+        with (
+            busy("Fitting the normalisation to a batch"),
+            cli_data.in_memory(_too_much(options)),
+        ):
+            batch_norm.fit_batch_norm(model, batches.batch(0, 0)[0])
     if options.fix_trunk:
         training.fix_trunk(model)
 
@@ -619,7 +621,7 @@ def _fit(model, options, batches, validation, epochs):
             # Not the snapshot's, should another one be asked for.
             model.optimizer.learning_rate = options.learning_rate
         devices.distribute(model)
-        with _in_memory(options), _reading(batches, validated):
+        with cli_data.in_memory(_too_much(options)), _reading(batches, validated):
             model.fit(
                 devices.fill(batches),
                 initial_epoch=first,
@@ -670,20 +672,13 @@ def _reading(*served):
         raise fault from error
 
 
-@contextlib.contextmanager
-def _in_memory(options):
-    """Raises `ValueError` for what a backend raises where there is no more memory."""
-    try:
-        yield
-    except Exception as error:
-        if not cli_data.lacks_memory(error):
-            raise
-        sides = f"--crop {options.crop}" if options.crop else "whole pictures"
-        raise ValueError(
-            f"A training with --batch-size {options.batch_size} and {sides} does not "
-            "fit into memory; expected less. Lower --batch-size, set --crop to smaller "
-            "windows, or take a net of fewer parameters."
-        ) from error
+def _too_much(options):
+    sides = f"--crop {options.crop}" if options.crop else "whole pictures"
+    return ValueError(
+        f"A training with --batch-size {options.batch_size} and {sides} does not fit "
+        "into memory; expected less. Lower --batch-size, set --crop to smaller "
+        "windows, or take a net of fewer parameters."
+    )
 
 
 def _write(model, options, label_sets, weights, validation):

@@ -852,3 +852,12 @@ def test_upper_bounds_fall_with_the_factor_and_are_whole_at_one(capsys, street):
     mean_iou = [float(row[3]) for row in rows]
     assert mean_iou == sorted(mean_iou, reverse=True)
     assert mean_iou[-1] < 95
+
+
+def test_the_version_is_told_with_what_numbers_depend_on(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for name in ("keras_fcn", f"keras {keras.__version__}", keras.backend.backend()):
+        assert name in " ".join(said.split())
