@@ -186,7 +186,9 @@ def test_a_caffemodel_is_ported_and_its_entry_completed(
     place, name = tmp_path / "weights_manifest", "vgg16-8s-voc"
     place.mkdir()
     text = (manifest.folder() / "checkpoints.toml").read_text(encoding="utf-8")
-    (place / "checkpoints.toml").write_text(text, encoding="utf-8")
+    scored = {"measured": {"split": "of an earlier file", "mean_iou": 1.5}}
+    old = publish.complete(text, name, scored)
+    (place / "checkpoints.toml").write_text(old, encoding="utf-8")
     monkeypatch.setattr(manifest, "folder", lambda: place)
     small = manifest.checkpoint_info(name)
     small["model"]["width"] = 1 / 32

@@ -410,7 +410,8 @@ def _complete_manifest(checkpoint, name, entry):
         print(porting.entry_toml(name, entry))
         return
     path = manifest.folder() / "checkpoints.toml"
-    facts = {key: entry[key] for key in ("hub", "measured") if entry.get(key)}
+    # Scores of this run or none: those from before are of another file.
+    facts = {key: entry[key] for key in ("hub", "measured") if key in entry}
     text = complete(path.read_text(encoding="utf-8"), checkpoint, facts)
     files.write_bytes(path, text.encode())
     print(f"Completed [{checkpoint}] in {path}")
