@@ -124,6 +124,34 @@ def num_classes(wanted, checkpoint, default):
     return known or wanted or default
 
 
+def skips(wanted, checkpoint, default):
+    """Returns the features that the argument and the checkpoint agree to skip from.
+
+    Args:
+        wanted: Their names, finest first, or None.
+        checkpoint: A `Checkpoint` or None.
+        default: If neither says: those of all strides.
+
+    Raises:
+        ValueError: If they differ, or are no tuple or list.
+    """
+    net = checkpoint.entry.get("model") if checkpoint else None
+    for given in (wanted, net and net.get("skips")):
+        if not isinstance(given, list | tuple | None):
+            raise ValueError(
+                f"skips={given!r} was given; expected a tuple of names, such as "
+                f"{default}."
+            )
+    known = net and tuple(net.get("skips") or default)
+    shared = min(len(known or ()), len(wanted or ()))
+    if shared and known[-shared:] != tuple(wanted)[-shared:]:
+        raise ValueError(
+            f"weights={checkpoint.path or checkpoint.name!r} was trained with "
+            f"skips={known} but {tuple(wanted)} was given; leave skips out."
+        )
+    return known or tuple(default if wanted is None else wanted)
+
+
 def skip_scales(wanted, checkpoint):
     """Returns the skip scales that the argument and the checkpoint agree on.
 

@@ -115,6 +115,13 @@ def _add_net(command):
         "vgg16-imagenet; color=NAME hha=NAME for a net of two streams",
     )
     net.add_argument(
+        "--skips",
+        nargs="+",
+        metavar="NAME",
+        help="features to skip from, finest first, such as conv2 inception_3b "
+        "inception_4e (the first of each stride)",
+    )
+    net.add_argument(
         "--skip-scales",
         type=cli_data.numbers,
         metavar="pool4=0.01,pool3=0.0001",
@@ -374,14 +381,15 @@ def _check_net(options):
         raise ValueError(
             "--adjust means nothing for a net of several heads; leave it out."
         )
-    for name in ("skip_scales", "batch_norm", "adjust") if streams else ():
+    single = ("skips", "skip_scales", "batch_norm", "adjust")
+    for name in single if streams else ():
         if getattr(options, name):
             name = name.replace("_", "-")
             raise ValueError(f"--{name} means nothing for a net of two streams.")
     for start in options.init:
         _check_start(start, streams, options)
-    if options.skip_scales:
-        names = ("backbone", "stride", "skip_scales")
+    if options.skips or options.skip_scales:
+        names = ("backbone", "stride", "skips", "skip_scales")
         with keras.StatelessScope(initialize_variables=False):  # shapes alone
             models.build({"model": {name: getattr(options, name) for name in names}})
 
@@ -498,6 +506,7 @@ def _net(options, source):
             stride,
             classes,
             upsampling=upsampling,
+            skips=options.skips,
             skip_scales=options.skip_scales,
             input_channels=pictures.shape[-1],
             preprocessing=_preprocessing(options.data),

@@ -11,7 +11,7 @@ import keras
 
 from keras_fcn import checkpoints, manifest
 from keras_fcn import weights as weight_files
-from keras_fcn.backbones import BACKBONES
+from keras_fcn.backbones import BACKBONES, SKIPS
 from keras_fcn.features import (
     Feature,
     add,
@@ -59,11 +59,11 @@ def score_taps(taps, num_classes, stride, *, skip_scales=None, head=""):
         `{name: Feature}`, finest first, of (batch, h, w, num_classes).
 
     Raises:
-        ValueError: If all taps are finer than `stride`, or if a scale is for none that
-            is skipped from.
+        ValueError: If no tap is of `stride`, or if a scale is for none that is skipped
+            from.
     """
     names = [name for name, tap in taps.items() if tap.grid.stride >= stride]
-    if not names:
+    if not names or taps[names[0]].grid.stride != stride:
         found = ", ".join(f"{tap.grid.stride:g}" for tap in taps.values())
         raise ValueError(
             f"stride={stride} was given for taps of stride {found or 'none'}; expected "
@@ -153,6 +153,7 @@ def fcn(
     *,
     weights=None,
     upsampling="bilinear",
+    skips=None,
     skip_scales=None,
     input_channels=3,
     include_preprocessing=True,
@@ -174,6 +175,11 @@ def fcn(
             "imagenet": the classifier's trunk, score layers zero.
         upsampling: "bilinear": fixed and without weights; "learned": transposed
             convolutions, bilinear at start (CVPR 2015).
+        skips: What to skip from where `weights` do not say, finest first: one feature
+            of each stride; those finer than `stride` are not used. By default the
+            first ones, as in the paper; `("conv2", "inception_3b", "inception_4e")`
+            are GoogLeNet's last ones, `("conv3_3", "conv4_3", "conv5_3")` VGG16's, and
+            `("conv1", "conv2", "conv5")` AlexNet's.
         skip_scales: `{"pool4": 1e-2, "pool3": 1e-4}` makes the at-once net of VGG16.
         input_channels: 3 for colour, 4 for colour and depth; any number without
             preprocessing.
@@ -220,7 +226,8 @@ def fcn(
             f"preprocessing={preprocessing} was given with include_preprocessing=False;"
             " leave one of them out."
         )
-    taps = BACKBONES[backbone](x, width)
+    skips = checkpoints.skips(skips, checkpoint, default=SKIPS[backbone])
+    taps = BACKBONES[backbone](x, width, skips=skips)
     heads = num_classes if isinstance(num_classes, dict) else {"": num_classes}
     outputs = {
         head: decode(

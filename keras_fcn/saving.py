@@ -1,12 +1,10 @@
 """What a net of this package is, read off its layers; and a file that says so."""
 
-import re
-
 import keras
 
 from keras_fcn import checkpoints, manifest
 from keras_fcn import weights as weight_files
-from keras_fcn.backbones import BACKBONES
+from keras_fcn.backbones import BACKBONES, SKIPS
 from keras_fcn.features import Feature
 from keras_fcn.models import LATE_FUSION_INPUTS, build
 
@@ -95,11 +93,11 @@ def describe(model):
             "keras_fcn.fcn built. Write others with keras_fcn.weights.save."
         )
     classes = {head[1:]: found[f"score_fr{head}"].filters for head in heads}
-    skips = [name for name in layers if name.startswith("fuse_")]
+    skips = _skips(layers, heads)
     learned = any(isinstance(x, keras.layers.Conv2DTranspose) for x in model.layers)
     arguments = {
         "backbone": backbones[0],
-        "stride": 32 >> len(skips) // len(heads),
+        "stride": 32 >> len(skips),
         "num_classes": classes.get("", classes),
         "upsampling": "learned" if learned else "bilinear",
         "include_preprocessing": "preprocess" in found,
@@ -109,7 +107,9 @@ def describe(model):
         arguments["builder"] = "late_fusion"
         names = {stream: f"preprocess{stream}" for stream in LATE_FUSION_INPUTS}
     else:
-        arguments["skip_scales"] = _skip_scales(found, heads) or None
+        first = SKIPS[backbones[0]][3 - len(skips) :]
+        arguments["skips"] = None if skips == first else skips
+        arguments["skip_scales"] = _skip_scales(found, skips, heads) or None
         arguments["batch_norm"] = any(
             isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers
         )
@@ -124,10 +124,18 @@ def describe(model):
     return {"model": arguments, "input": inputs.get("", inputs)}
 
 
-def _skip_scales(found, heads):
-    pattern = re.compile(rf"scale_(pool\d)({'|'.join(map(re.escape, heads))})")
-    scales = {pattern.fullmatch(name): layer for name, layer in found.items()}
-    return {match[1]: layer.scale for match, layer in scales.items() if match}
+def _skips(layers, heads):
+    """Returns the names of what is skipped from, finest first, to every head."""
+    fused = [x.removeprefix("fuse_") for x in layers if x.startswith("fuse_")]
+    parts = [(name, head) for name in fused for head in heads if name.endswith(head)]
+    names = dict.fromkeys(name.removesuffix(head) for name, head in reversed(parts))
+    # A head may end as another's whole name does: what is skipped from, all are.
+    return tuple(x for x in names if {f"{x}{head}" for head in heads} <= set(fused))
+
+
+def _skip_scales(found, skips, heads):
+    layers = {x: found.get(f"scale_{x}{head}") for x in skips for head in heads}
+    return {name: layer.scale for name, layer in layers.items() if layer}
 
 
 def _width(found, backbone):

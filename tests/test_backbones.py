@@ -4,7 +4,7 @@ import oracle
 import pytest
 from golden import golden
 
-from keras_fcn.backbones import BACKBONES
+from keras_fcn.backbones import BACKBONES, SKIPS
 from keras_fcn.features import Feature
 
 # {tap: (start, stride)}, as derived by hand for the pads of the nets.
@@ -27,6 +27,11 @@ TAPS = {
         "pool3": (17 - 35, 16),
         "inception_5b": (33 - 35, 32),
     },
+}
+LAST = {  # of their stride, where those above are the first
+    "alexnet": ("conv1", "conv2", "conv5"),
+    "vgg16": ("conv3_3", "conv4_3", "conv5_3"),
+    "googlenet": ("conv2", "inception_3b", "inception_4e"),
 }
 # A width at which every layer has a whole number of channels, even in AlexNet.
 WIDTHS = {"alexnet": 1 / 16, "vgg16": 1 / 64, "googlenet": 1 / 8}
@@ -59,6 +64,47 @@ def test_the_taps_are_finest_first_and_lie_where_the_hand_put_them(backbone):
     _, taps = build(backbone)
     found = [(name, (tap.grid.start, tap.grid.stride)) for name, tap in taps.items()]
     assert found == list(TAPS[backbone].items())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_last_features_of_each_stride_lie_where_the_first_do(backbone):
+    _, taps = build(backbone, skips=LAST[backbone])
+    *_, last = TAPS[backbone]
+    assert tuple(taps) == (*LAST[backbone], last)
+    grids = [(tap.grid.start, tap.grid.stride) for tap in taps.values()]
+    assert grids == list(TAPS[backbone].values())
+
+
+@pytest.mark.parametrize(
+    "skips",
+    [
+        ("pool4", "pool3"),  # the coarsest first
+        ("pool3",),
+        ("pool2", "pool4"),
+        ("pool3", "conv4_3", "pool4"),
+        ("pool1", "pool2", "pool3", "pool4"),
+        ("pool2", "pool3", "pool4", "pool5"),
+        ("pool4", "pool5"),
+        ("conv4_2", "pool4"),
+    ],
+)
+def test_skips_that_are_not_one_of_each_stride_are_refused(skips):
+    with pytest.raises(ValueError, match="skips=") as error:
+        build("vgg16", skips=skips)
+    assert str(error.value) == (
+        f"skips={skips} was given; expected one of each of these strides, or of the "
+        "coarsest of them, the finest first: pool2 or conv3_3 (4), pool3 or conv4_3 "
+        "(8), pool4 or conv5_3 (16)."
+    )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("count", range(4))
+def test_the_coarsest_skips_alone_will_do(backbone, count):
+    skips = LAST[backbone][3 - count :]
+    _, taps = build(backbone, skips=skips)
+    *_, last = TAPS[backbone]
+    assert tuple(taps) == (*skips, last)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -148,11 +194,11 @@ def test_the_narrowest_net_still_has_channels(backbone):
 def alexnet(x, layer):
     taps = {"conv1": layer("conv1", x, stride=4, pad=100)}
     taps["pool1"] = oracle.max_pooling(taps["conv1"], 3, 2)
-    x = layer("conv2", oracle.lrn(taps["pool1"]), pad=2, groups=2)
+    x = taps["conv2"] = layer("conv2", oracle.lrn(taps["pool1"]), pad=2, groups=2)
     taps["pool2"] = oracle.max_pooling(x, 3, 2)
     x = layer("conv3", oracle.lrn(taps["pool2"]), pad=1)
     x = layer("conv4", x, pad=1, groups=2)
-    x = layer("conv5", x, pad=1, groups=2)
+    x = taps["conv5"] = layer("conv5", x, pad=1, groups=2)
     x = layer("fc6", oracle.max_pooling(x, 3, 2))
     return {**taps, "fc7": layer("fc7", x)}
 
@@ -162,9 +208,9 @@ def vgg16(x, layer):
     for block, repeats in enumerate([2, 2, 3, 3, 3], start=1):
         for i in range(1, repeats + 1):
             x = layer(f"conv{block}_{i}", x, pad=100 if block == i == 1 else 1)
+            taps[f"conv{block}_{i}"] = x
         x = taps[f"pool{block}"] = oracle.max_pooling(x, 2, 2)
-    skips = {name: taps[name] for name in ("pool2", "pool3", "pool4")}
-    return {**skips, "fc7": layer("fc7", layer("fc6", x))}
+    return {**taps, "fc7": layer("fc7", layer("fc6", x))}
 
 
 def googlenet(x, layer):
@@ -180,23 +226,26 @@ def googlenet(x, layer):
         ]
         return np.concatenate(branches, axis=1)
 
-    pool1 = oracle.max_pooling(layer("conv1_7x7_s2", x, stride=2, pad=35), 3, 2)
-    x = layer("conv2_3x3_reduce", oracle.lrn(pool1))
-    x = pool2 = oracle.max_pooling(oracle.lrn(layer("conv2_3x3", x, pad=1)), 3, 2)
+    taps, x = {}, layer("conv1_7x7_s2", x, stride=2, pad=35)
+    x = taps["pool1"] = oracle.max_pooling(x, 3, 2)
+    x = layer("conv2_3x3_reduce", oracle.lrn(x))
+    x = taps["conv2"] = layer("conv2_3x3", x, pad=1)
+    x = taps["pool2"] = oracle.max_pooling(oracle.lrn(x), 3, 2)
     for module in ("3a", "3b"):
-        x = inception(x, module)
-    x = pool3 = oracle.max_pooling(x, 3, 2)
+        x = taps[f"inception_{module}"] = inception(x, module)
+    x = taps["pool3"] = oracle.max_pooling(x, 3, 2)
     for module in ("4a", "4b", "4c", "4d", "4e"):
-        x = inception(x, module)
+        x = taps[f"inception_{module}"] = inception(x, module)
     x = oracle.max_pooling(x, 3, 2)
     for module in ("5a", "5b"):
-        x = inception(x, module)
-    return {"pool1": pool1, "pool2": pool2, "pool3": pool3, "inception_5b": x}
+        x = taps[f"inception_{module}"] = inception(x, module)
+    return taps
 
 
+@pytest.mark.parametrize("skips", [SKIPS, LAST], ids=["first", "last"])
 @pytest.mark.parametrize("reference", [alexnet, vgg16, googlenet])
-def test_a_backbone_computes_what_its_prototxt_says(reference):
-    model, _ = build(reference.__name__)
+def test_a_backbone_computes_what_its_prototxt_says(reference, skips):
+    model, _ = build(reference.__name__, skips=skips[reference.__name__])
     weights = oracle.blobs(oracle.draw(model))
     x = 60 * np.random.default_rng(0).standard_normal((1, 4, 9, 3), "float32")
 

@@ -233,6 +233,13 @@ def test_at_once_nets_are_built_with_their_scales(data, seen):
     assert named["skip_scales"] == {"pool2": 0.01, "pool1": 0.0001}
 
 
+def test_a_net_skips_from_what_is_typed(data, seen):
+    skips = ["conv2", "inception_3b", "inception_4e"]
+    trained(*data, "--stride", "4", "--classes", "a", "b", "--skips", *skips)
+    [(_, named)] = seen["fcn"]
+    assert named["skips"] == skips
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_normalisation_is_fitted_to_a_net_that_is_trained_on(
     data, seen, tmp_path, before
@@ -394,6 +401,9 @@ def test_two_trainings_at_once_do_not_share_an_output(
         ("a b", "--init vgg16-imagenot", "vgg16-imagenet"),
         ("a b", "--init nowhere.h5", "nowhere.h5"),
         ("a b", "--skip-scales pool9=1", "skip_scales names pool9; expected taps"),
+        ("a b", "--skips pool2 pool4", "pool2 or inception_3b (8), pool3 or"),
+        ("a b", "--stride 4 --skips pool2 pool3", "taps of stride 8, 16, 32"),
+        ("nyudv2-color-hha", "--skips conv5_3", "nothing for a net of two streams"),
         ("a b", "--init vgg16-imagenet", "no trunk that fits googlenet-8s"),
         (
             "a b",

@@ -26,7 +26,10 @@ FIELDS = {
         | {"published", "measured"},
         {"labels", "keras", "drop", "command"} | ORIGINS,
     ),
-    "model": ({"backbone"}, {"builder", "stride", "num_classes", "skip_scales"}),
+    "model": (
+        {"backbone"},
+        {"builder", "stride", "num_classes", "skips", "skip_scales"},
+    ),
     "file": ({"name", "bytes", "sha256"}, set()),
     "hub": ({"repo", "revision", "file", "bytes", "sha256"}, set()),
     "caffemodel": ({"url"}, {"bytes", "sha256", "sha1", "md5"}),

@@ -342,6 +342,33 @@ def test_skip_scales_multiply_the_taps_before_their_scores():
     assert_close(predict(scaled, x), predict(plain, x))
 
 
+def test_a_net_skips_from_what_it_is_told():
+    skips = ("conv2", "inception_3b", "inception_4e")
+    model = build("googlenet", 4, skips=skips)
+    for name, layer in zip(skips, ("conv2_3x3", *skips[1:]), strict=True):
+        source = layer if name == "conv2" else f"{layer}_output"
+        score = model.get_layer(f"score_{name}")
+        assert score.input is model.get_layer(source).output
+    first = build("googlenet", 4)
+    names = {x.name for x in first.layers} - {x.name for x in model.layers}
+    assert {x for x in names if x.startswith("score_") and x[-1] != "c"} == {
+        "score_pool1",
+        "score_pool2",
+        "score_pool3",
+    }
+    x = pictures(40, 60)
+    assert predict(model, x).shape == predict(first, x).shape
+    finer = build("googlenet", 8, skips=skips)  # whose finest one is not used
+    assert not any(layer.name == "score_conv2" for layer in finer.layers)
+
+
+def test_a_decoder_of_a_stride_between_those_of_the_taps_is_refused():
+    image = Feature(keras.Input((None, None, 3)), kernel_initializer="zeros")
+    taps = BACKBONES["vgg16"](image, 1 / 64, skips=("pool3", "pool4"))
+    with pytest.raises(ValueError, match="stride=4 was given for taps of stride 8, 16"):
+        models.decode(taps, image, 3, 4)
+
+
 # What the nets are fed
 
 
@@ -608,6 +635,9 @@ def test_a_width_of_nothing_is_refused(builder, width):
         ({"input_channels": "3"}, "input_channels='3' was given; expected an integer"),
         ({"input_channels": 3.5}, "input_channels=3.5 was given; expected an integer"),
         ({"width": "a"}, "width='a' was given; expected a number above 0"),
+        ({"skips": "pool4"}, "skips='pool4' was given; expected a tuple of names"),
+        ({"skips": 3}, "skips=3 was given; expected a tuple of names"),
+        ({"skips": ("pool9",)}, "skips=.'pool9',. was given; expected one of each"),
         (
             {"skip_scales": ["pool4"]},
             "skip_scales=.'pool4'. was given; expected a",

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from nets import build, layers_of, pictures, predict
+from nets import assert_close, build, layers_of, pictures, predict
 
 from keras_fcn import (
     manifest,
@@ -38,6 +38,18 @@ NETS = {
         "backbone": "googlenet",
         "stride": 4,
         "num_classes": {"sem": 5},
+    },
+    "googlenet-4s-last": {
+        "backbone": "googlenet",
+        "stride": 4,
+        "skips": ["conv2", "inception_3b", "inception_4e"],
+    },
+    "googlenet-8s-mixed": {"backbone": "googlenet", "skips": ["pool2", "inception_4e"]},
+    "vgg16-4s-last-heads": {
+        "stride": 4,
+        "num_classes": {"a": 5, "3_a": 3},  # which ends as conv4_3 does
+        "skips": ["conv3_3", "conv4_3", "conv5_3"],
+        "skip_scales": {"conv4_3": 0.1},
     },
     "alexnet-third": {"backbone": "alexnet", "width": 1 / 3, "stride": 32},
     "vgg16-tenth": {"width": 0.1, "stride": 32},
@@ -137,6 +149,37 @@ def test_a_net_fed_centred_data_gets_no_preprocessing_from_its_file(builder, tmp
         build()
     same = saving.describe(build(include_preprocessing=False))
     assert same == saving.describe(models.load_checkpoint(path))
+
+
+def test_a_file_says_what_its_net_skips_from(tmp_path):
+    path, skips = tmp_path / "net.h5", ("conv4_3", "conv5_3")
+    model = build("vgg16", 8, skips=skips)
+    saving.save_checkpoint(model, path)
+    found = weights.metadata(path)["model"]
+    assert found["skips"] == list(skips)
+    again = models.fcn("vgg16", 8, weights=path, width=1 / 32)
+    assert_close(predict(again, pictures()), predict(model, pictures()))
+    models.fcn("vgg16", 8, weights=path, skips=("conv3_3", *skips), width=1 / 32)
+    with pytest.raises(ValueError, match="skips") as error:
+        models.fcn("vgg16", 8, weights=path, skips=["pool3", "conv5_3"])
+    assert str(error.value) == (
+        f"weights={path!r} was trained with skips={skips} but ('pool3', 'conv5_3') was "
+        "given; leave skips out."
+    )
+
+
+@pytest.mark.parametrize("skips", [5, "pool4", {"pool4": 1}])
+def test_skips_of_another_kind_in_a_file_are_refused(skips):
+    with pytest.raises(ValueError, match="was given; expected a tuple of names"):
+        models.build({"model": {"backbone": "vgg16", "stride": 16, "skips": skips}})
+
+
+def test_a_file_of_the_paper_s_skips_takes_no_others(tmp_path):
+    path = tmp_path / "net.h5"
+    saving.save_checkpoint(build("vgg16", 16), path)
+    assert weights.metadata(path)["model"]["skips"] is None
+    with pytest.raises(ValueError, match="'pool4'[)] but [(]'conv5_3',[)] was given"):
+        models.fcn("vgg16", 16, weights=path, skips=("conv5_3",), width=1 / 32)
 
 
 def test_a_file_of_a_net_without_skip_scales_takes_none(tmp_path):
