@@ -138,10 +138,10 @@ def _chosen(skips, features):
     coarsest = list(offered.values())[-len(skips) :] if skips else []
     wanted = zip(skips, coarsest, strict=False)
     if len(coarsest) != len(skips) or not all(name in names for name, names in wanted):
-        known = ", ".join(f"{' or '.join(x)} ({n})" for n, x in offered.items())
+        known = ", ".join(" or ".join(names) for names in offered.values())
         raise ValueError(
-            f"skips={skips!r} was given; expected one of each of these strides, or of "
-            f"the coarsest of them, the finest first: {known}."
+            f"The skips are {tuple(skips)}; expected one each of stride 4, 8 and 16, "
+            f"in this order, or of the last of these: {known}."
         )
     return {name: features[name] for name in skips}
 

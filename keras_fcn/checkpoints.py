@@ -128,7 +128,7 @@ def skips(wanted, checkpoint, default):
     """Returns the features that the argument and the checkpoint agree to skip from.
 
     Args:
-        wanted: Their names, finest first, or None.
+        wanted: Their names, finest first, or None; the default ones where it ends.
         checkpoint: A `Checkpoint` or None.
         default: If neither says: those of all strides.
 
@@ -149,7 +149,8 @@ def skips(wanted, checkpoint, default):
             f"weights={checkpoint.path or checkpoint.name!r} was trained with "
             f"skips={known} but {tuple(wanted)} was given; leave skips out."
         )
-    return known or tuple(default if wanted is None else wanted)
+    found = known or tuple(wanted or ())
+    return (*default[: max(len(default) - len(found), 0)], *found)
 
 
 def skip_scales(wanted, checkpoint):

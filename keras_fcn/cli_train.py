@@ -119,7 +119,7 @@ def _add_net(command):
         nargs="+",
         metavar="NAME",
         help="features to skip from, finest first, such as conv2 inception_3b "
-        "inception_4e (the first of each stride)",
+        "inception_4e (those of --init, or the first of each stride)",
     )
     net.add_argument(
         "--skip-scales",
@@ -387,7 +387,9 @@ def _check_net(options):
             name = name.replace("_", "-")
             raise ValueError(f"--{name} means nothing for a net of two streams.")
     for start in options.init:
-        _check_start(start, streams, options)
+        net = _check_start(start, streams, options)
+        if not streams and options.skips is None:
+            options.skips = net.get("skips")
     if options.skips or options.skip_scales:
         names = ("backbone", "stride", "skips", "skip_scales")
         with keras.StatelessScope(initialize_variables=False):  # shapes alone
@@ -395,7 +397,7 @@ def _check_net(options):
 
 
 def _check_start(start, streams, options):
-    """Judges a checkpoint to start from, and fetches it if need be."""
+    """Judges a checkpoint to start from, fetches it if need be; returns its `model`."""
     stream, name = _stream_and_name(start, streams)
     path = cli_data.path_of(name)
     entry = models.checkpoint_entry(path or name)
@@ -420,6 +422,7 @@ def _check_start(start, streams, options):
         )
     if not path:
         cli_data.fetch(name, entry)
+    return net
 
 
 def _unfit(start, options):

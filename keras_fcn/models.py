@@ -175,11 +175,11 @@ def fcn(
             "imagenet": the classifier's trunk, score layers zero.
         upsampling: "bilinear": fixed and without weights; "learned": transposed
             convolutions, bilinear at start (CVPR 2015).
-        skips: What to skip from where `weights` do not say, finest first: one feature
-            of each stride; those finer than `stride` are not used. By default the
-            first ones, as in the paper; `("conv2", "inception_3b", "inception_4e")`
-            are GoogLeNet's last ones, `("conv3_3", "conv4_3", "conv5_3")` VGG16's, and
-            `("conv1", "conv2", "conv5")` AlexNet's.
+        skips: What to skip from where `weights` do not say: one feature each of stride
+            4, 8 and 16, in this order, or of the last of these. Where none is named it
+            is the first of its stride, as in the paper. The last ones are `("conv2",
+            "inception_3b", "inception_4e")` of GoogLeNet, `("conv3_3", "conv4_3",
+            "conv5_3")` of VGG16 and `("conv1", "conv2", "conv5")` of AlexNet.
         skip_scales: `{"pool4": 1e-2, "pool3": 1e-4}` makes the at-once net of VGG16.
         input_channels: 3 for colour, 4 for colour and depth; any number without
             preprocessing.

@@ -89,12 +89,12 @@ def test_the_last_features_of_each_stride_lie_where_the_first_do(backbone):
     ],
 )
 def test_skips_that_are_not_one_of_each_stride_are_refused(skips):
-    with pytest.raises(ValueError, match="skips=") as error:
+    with pytest.raises(ValueError, match="skips") as error:
         build("vgg16", skips=skips)
     assert str(error.value) == (
-        f"skips={skips} was given; expected one of each of these strides, or of the "
-        "coarsest of them, the finest first: pool2 or conv3_3 (4), pool3 or conv4_3 "
-        "(8), pool4 or conv5_3 (16)."
+        f"The skips are {skips}; expected one each of stride 4, 8 and 16, in this "
+        "order, or of the last of these: pool2 or conv3_3, pool3 or conv4_3, pool4 or "
+        "conv5_3."
     )
 
 

@@ -358,8 +358,11 @@ def test_a_net_skips_from_what_it_is_told():
     }
     x = pictures(40, 60)
     assert predict(model, x).shape == predict(first, x).shape
-    finer = build("googlenet", 8, skips=skips)  # whose finest one is not used
-    assert not any(layer.name == "score_conv2" for layer in finer.layers)
+    coarser = build("googlenet", 8, skips=skips)  # where the finest one is not used
+    assert not any(layer.name == "score_conv2" for layer in coarser.layers)
+    fewer = build("googlenet", 4, skips=skips[2:])  # and the first ones are, else
+    names = {layer.name for layer in fewer.layers}
+    assert {"score_pool1", "score_pool2", "score_inception_4e"} <= names
 
 
 def test_a_decoder_of_a_stride_between_those_of_the_taps_is_refused():
@@ -637,7 +640,7 @@ def test_a_width_of_nothing_is_refused(builder, width):
         ({"width": "a"}, "width='a' was given; expected a number above 0"),
         ({"skips": "pool4"}, "skips='pool4' was given; expected a tuple of names"),
         ({"skips": 3}, "skips=3 was given; expected a tuple of names"),
-        ({"skips": ("pool9",)}, "skips=.'pool9',. was given; expected one of each"),
+        ({"skips": ("pool9",)}, "'pool3', 'pool9'.; expected one each of stride 4, 8"),
         (
             {"skip_scales": ["pool4"]},
             "skip_scales=.'pool4'. was given; expected a",
