@@ -343,6 +343,7 @@ def add_check_data(commands):
     command = commands.add_parser("check-data", help="what may be wrong with a folder")
     command.add_argument("images", help="folder of images")
     command.add_argument("masks", help="folder of masks: grey or palette PNG")
+    add_relabel(command)
     command.set_defaults(run=check_data)
 
 
@@ -350,8 +351,9 @@ def check_data(options):
     """Says what may be wrong with a folder of images and one of masks."""
     from keras_fcn.datasets import folder
 
+    folders, relabel = (options.images, options.masks), _relabel(options)
     with reporting("Reading") as show:
-        report = folder.inspect(options.images, options.masks, progress=show)
+        report = folder.inspect(*folders, relabel=relabel, progress=show)
     print(folder.summary(report))
     return 1 if report["warnings"] else 0
 

@@ -387,6 +387,10 @@ def test_check_data_says_what_looks_wrong(capsys, street):
     out = capsys.readouterr().out
     assert "4 pairs" in out
     assert "warning" in out
+    assert main(["check-data", *street, "--relabel", "9=255"]) == 0
+    out = capsys.readouterr().out
+    assert "  255          600    7.50%       4  void" in out
+    assert "nothing looks wrong" in out
 
 
 @pytest.mark.parametrize(

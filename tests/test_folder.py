@@ -175,6 +175,18 @@ def test_a_sound_folder_is_described_without_a_warning(tmp_path):
         assert line in text
 
 
+def test_labels_are_counted_as_they_are_trained_on(tmp_path):
+    mask = palette_mask(labels(4, 6, 0, 1, 2, 4), [*COLORS[:3], *[(9, 9, 9)] * 253])
+    folders = write(tmp_path, {"a": (noise(4, 6), mask)})
+    report = folder.inspect(*folders, relabel={4: VOID, 2: 1})
+    assert report["warnings"] == []
+    assert report["pixels"] == {0: 6, 1: 12, VOID: 6}
+    assert report["masks"] == {0: 1, 1: 1, VOID: 1}
+    assert set(report["drawn"]) == {*enumerate(COLORS), (4, (9, 9, 9))}
+    with pytest.raises(ValueError, match="but 256 is no label"):
+        folder.inspect(*folders, relabel={256: 0})
+
+
 def also(mask, image=None):
     image = noise(*np.asarray(mask).shape[:2]) if image is None else image
     return lambda root: write(root, {"b": (image, mask)})

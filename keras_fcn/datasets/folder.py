@@ -121,7 +121,7 @@ class Folder:
         return self._table[images.read_labels(self.pairs[index][1])]
 
 
-def inspect(image_folder, mask_folder, *, progress=None):
+def inspect(image_folder, mask_folder, *, relabel=None, progress=None):
     """Looks for whatever may be wrong with a folder of images and one of masks.
 
     Every file is decoded. What is wrong with files is collected, not raised.
@@ -129,29 +129,32 @@ def inspect(image_folder, mask_folder, *, progress=None):
     Args:
         image_folder: Folder of images.
         mask_folder: Folder of masks.
+        relabel: Labels to replace, `{in the file: to train on}`.
         progress: Called with the number of pairs done and that of all, after each.
 
     Returns:
         Dict of `pairs`, their number; of `sizes`, `image_modes`, `mask_modes` and
         `palettes`, each a `Counter` of files, by (height, width), by Pillow's mode and
         by the label set whose colours the palette has; of `pixels` and `masks`, the
-        number of pixels of each label and of masks that hold it; of `colors`, the
-        number of pixels of each (red, green, blue) in masks that hold colours instead
-        of labels; of `drawn`, the number of masks by (label, its colour in the
-        palette); and of `warnings`, a list of sentences.
+        number of pixels of each label, as it is trained on, and of masks that hold it;
+        of `colors`, the number of pixels of each (red, green, blue) in masks that hold
+        colours instead of labels; of `drawn`, the number of masks by (label in the
+        file, its colour in the palette); and of `warnings`, a list of sentences.
 
     Raises:
         FileNotFoundError: If a folder is missing or has no such file.
+        ValueError: If `relabel` holds no labels.
     """
+    table = _relabel_table(relabel)
     found, warnings = _match(image_folder, mask_folder)
     report = {"pairs": len(found)}
     report |= {name: Counter() for name in OF_FILES + OF_LABELS}
     faults = []
     for done, (image, mask) in enumerate(found, start=1):
         sizes = []
-        for look, path in ((_inspect_image, image), (_inspect_mask, mask)):
+        for look, *where in ((_inspect_image, image), (_inspect_mask, mask, table)):
             try:
-                sizes.append(look(path, report))
+                sizes.append(look(report, *where))
             except (OSError, ValueError) as error:
                 faults.append(str(error))
         if len(set(sizes)) == 2:
@@ -270,7 +273,7 @@ def _read(pairs, num_classes, table):
             raise ValueError(_mismatch(image, size, mask, labels.shape))
         sizes.append(size)
         histogram = _histogram(labels)
-        np.add.at(counts, table, histogram)
+        counts += _relabeled(histogram, table)
         stray = np.flatnonzero(~valid & (histogram > 0))
         if stray.size:
             wrong[mask] = stray.tolist()
@@ -281,6 +284,13 @@ def _read(pairs, num_classes, table):
 
 def _histogram(labels):
     return np.bincount(labels.ravel(), minlength=256)
+
+
+def _relabeled(histogram, table):
+    """Returns the pixels of each label after replacing, from those before."""
+    counts = np.zeros_like(histogram)
+    np.add.at(counts, table, histogram)
+    return counts
 
 
 def _relabel_table(relabel):
@@ -329,7 +339,7 @@ def _stray_labels(wrong, num_classes):
     )
 
 
-def _inspect_image(path, report):
+def _inspect_image(report, path):
     size = images.read_image(path).shape[:2]
     mode, _ = _header(path)
     report["sizes"][size] += 1
@@ -337,7 +347,7 @@ def _inspect_image(path, report):
     return size
 
 
-def _inspect_mask(path, report):
+def _inspect_mask(report, path, table):
     mode, size = _header(path)
     report["mask_modes"][mode] += 1
     if mode in ("RGB", "RGBA"):
@@ -345,10 +355,12 @@ def _inspect_mask(path, report):
             report["colors"].update(_colors(images.read_image(path)))
         return size
     histogram = _histogram(images.read_labels(path))
-    labels = np.flatnonzero(histogram).tolist()
-    report["pixels"].update({label: int(histogram[label]) for label in labels})
+    counts = _relabeled(histogram, table)
+    labels = np.flatnonzero(counts).tolist()
+    report["pixels"].update({label: int(counts[label]) for label in labels})
     report["masks"].update(labels)
     if mode == "P":
+        labels = np.flatnonzero(histogram).tolist()
         with Image.open(path, formats=images.FORMATS) as mask:
             flat = mask.getpalette()
         drawn = {i: tuple(flat[3 * i : 3 * i + 3]) for i in labels if i != VOID}
