@@ -59,8 +59,8 @@ PARAMETERS = {
     "vgg16-imagenet": 138_357_544,
     "alexnet-imagenet": 60_965_224,
     "googlenet-imagenet": 6_998_552,
-    "googlenet-8s-camvid": 5_973_552 + 11 * (1024 + 480 + 192 + 3),  # trunk, scores
-    "googlenet-4s-camvid": 5_973_552 + 11 * (1024 + 480 + 192 + 64 + 4),
+    "googlenet-8s-camvid": 5_973_552 + 11 * (1024 + 832 + 480 + 3),  # trunk, scores
+    "googlenet-4s-camvid": 5_973_552 + 11 * (1024 + 832 + 480 + 192 + 4),
 }
 # By the end of the name: *_layers.py, net.py and infer.py of the reference, the gist of
 # VGG16, train_val.prototxt of bvlc_googlenet.
