@@ -108,9 +108,12 @@ def googlenet(image, width=1.0, pad=35, average=False, skips=SKIPS["googlenet"])
         x = average_pool(x, 7, name="pool5_7x7_s1")
     x = dropout(x, 0.4, name="pool5_drop_7x7_s1")
     features = {
-        **{"pool1": pool1, "conv2": conv2},
-        **{"pool2": pool2, "inception_3b": inception_3b},
-        **{"pool3": pool3, "inception_4e": inception_4e},
+        "pool1": pool1,
+        "conv2": conv2,
+        "pool2": pool2,
+        "inception_3b": inception_3b,
+        "pool3": pool3,
+        "inception_4e": inception_4e,
     }
     return {**_chosen(skips, features), "inception_5b": x}
 
