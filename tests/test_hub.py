@@ -308,6 +308,46 @@ def test_what_was_killed_an_hour_ago_is_swept_and_foreign_files_stay(site):
     assert left.issuperset([*names[2:], "fresh.keras_fcn.part"])
 
 
+def leave(folder, *names):
+    """Writes files as a transfer that was killed an hour ago left them, and one now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, then in ((name, then) for name in names for then in (OLD, OLD + 200)):
+        path = folder / name.format("old" if then == OLD else "fresh")
+        path.write_bytes(b"x")
+        os.utime(path, (then, then))
+
+
+def left_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["fetched", "cached"])
+def test_what_the_hub_s_client_left_is_swept_too(site, cached):
+    here = site("hub")
+    if cached:
+        here.fetch()
+    blobs, other = (
+        here.hub_cache / f"models--fcn--{name}/blobs" for name in ("voc", "other")
+    )
+    for folder in (blobs, other):
+        leave(folder, "{}.incomplete", "{}")
+    assert here.is_right(here.fetch())
+    assert left_in(blobs) >= {"fresh.incomplete", "fresh", "old"}
+    assert "old.incomplete" not in left_in(blobs)
+    assert left_in(other) == {"fresh.incomplete", "fresh", "old.incomplete", "old"}
+
+
+def test_what_was_killed_is_swept_once_the_file_is_there(site):
+    here = site("host")
+    here.fetch()
+    leave(here.cache, f"{NAME}.keras_fcn.{{}}.h5", "other.keras_fcn.{}.h5")
+    here.fetch()
+    mine = {x for x in left_in(here.cache) if x.startswith(f"{NAME}.keras_fcn.")}
+    assert mine == {f"{NAME}.keras_fcn.fresh.h5"}
+    others = {f"other.keras_fcn.{age}.h5" for age in ("old", "fresh")}
+    assert left_in(here.cache) >= others
+
+
 # Trust and hands
 
 
