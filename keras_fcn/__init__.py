@@ -1,5 +1,7 @@
 """Fully convolutional networks for semantic segmentation, in Keras 3."""
 
+__version__ = "0.1.0"
+
 try:
     import keras  # noqa: F401
 except ModuleNotFoundError as error:

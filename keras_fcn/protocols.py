@@ -15,7 +15,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_fcn import evaluation, files, metrics
+from keras_fcn import __version__, evaluation, files, metrics
 from keras_fcn.weights import shapes, to_numpy
 
 SCORE_PY = "score.py of shelhamer/fcn.berkeleyvision.org"
@@ -398,13 +398,9 @@ def _file(path):
 
 def versions():
     """Returns the versions of what numbers depend on, and which backend it is."""
-    try:
-        own = importlib.metadata.version("keras-fcn")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
     backend = keras.backend.backend()
     return {
-        "keras_fcn": own,
+        "keras_fcn": __version__,
         "keras": keras.__version__,
         "backend": f"{backend} {sys.modules[backend].__version__}",
         "numpy": importlib.metadata.version("numpy"),

@@ -12,7 +12,6 @@ Log in with `hf auth login` before; --dry-run writes everything and pushes nothi
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import pathlib
 import re
@@ -22,6 +21,7 @@ import tempfile
 import tomllib
 
 from keras_fcn import (
+    __version__,
     cli_data,
     evaluation,
     files,
@@ -254,8 +254,7 @@ def _measure(model, source, options):
             progress=lambda done: report(done, len(source)),
         )
     scores = {score: round(100 * found[score], 2) for score in SCORES}
-    version = importlib.metadata.version("keras-fcn")
-    return {"split": options.split, "version": version, **scores}
+    return {"split": options.split, "version": __version__, **scores}
 
 
 def _draw(model, entry, picture, path):
