@@ -309,10 +309,11 @@ def test_what_was_killed_an_hour_ago_is_swept_and_foreign_files_stay(site):
 
 
 def leave(folder, *names):
-    """Writes files as a transfer that was killed an hour ago left them, and one now."""
+    """Writes files as transfers left them that were killed an hour ago, or not yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, then in ((name, then) for name in names for then in (OLD, OLD + 200)):
-        path = folder / name.format("old" if then == OLD else "fresh")
+    ages = {"old": OLD, "fresh": time.time() - 3500}
+    for name, (age, then) in itertools.product(names, ages.items()):
+        path = folder / name.format(age)
         path.write_bytes(b"x")
         os.utime(path, (then, then))
 
