@@ -129,7 +129,7 @@ def _skips(layers, heads):
     fused = [x.removeprefix("fuse_") for x in layers if x.startswith("fuse_")]
     parts = [(name, head) for name in fused for head in heads if name.endswith(head)]
     names = dict.fromkeys(name.removesuffix(head) for name, head in reversed(parts))
-    # A head may end as another's whole name does: what is skipped from, all are.
+    # One head's name may end as another's does; but each is fused with every skip.
     return tuple(x for x in names if {f"{x}{head}" for head in heads} <= set(fused))
 
 
