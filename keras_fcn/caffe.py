@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from keras_fcn import hdf5
+
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_LAYERS = 2_000
 MAX_BLOBS = 16  # of one layer
@@ -24,7 +26,6 @@ MAX_FIELDS = 100_000
 MAX_SMALL = 4_096  # bytes of the small fields of one message
 MAX_DIMS = 8
 BLOCK = 100_000  # unpacked numbers that are read at a time
-MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
 
 # {message: {field: (number, type)}}, only what is read.
 _SCHEMA = {
@@ -290,12 +291,8 @@ def _read_blob(walk, start, stop):
     array = walk.numbers(spans, dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # refused below, in a sentence
         array = array.astype(np.float32, copy=False).reshape(shape)
-        low, high = array.min(), array.max()
-    if not (-MAX_MAGNITUDE < low and high < MAX_MAGNITUDE):
-        raise ValueError(
-            "holds a number that is not finite or beyond "
-            f"{MAX_MAGNITUDE:g}; expected trained weights."
-        )
+    if fault := hdf5.fault_of(array, hidden=False):
+        raise ValueError(f"{fault}; expected trained weights.")
     return array
 
 

@@ -19,6 +19,7 @@ from keras_fcn import (
     cli_train,
     exporting,
     files,
+    hdf5,
     images,
     labels,
     manifest,
@@ -459,7 +460,7 @@ def _convert(options):
     with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
         model = models.build(entry)
     in_hdf5 = options.source.endswith(weights.SUFFIXES)
-    foreign = not in_hdf5 or weights.is_snapshot(options.source)
+    foreign = not in_hdf5 or hdf5.is_snapshot(options.source)
     with progress.reporting(f"Porting {options.source}") as report:
         rows = porting.port(
             options.source,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_fcn import caffe, weights
+from keras_fcn import caffe, hdf5, weights
 from keras_fcn.files import DIGESTS, measure
 from keras_fcn.layers import BilinearUpsampling, bilinear_line
 
@@ -138,7 +138,7 @@ def _match(source, model, drop):
     for given_title, layer in given.items():
         if not layer.blobs:
             continue
-        title = weights.printable(given_title)
+        title = hdf5.printable(given_title)
         name, shapes = _keras_name(title, layer), [blob.shape for blob in layer.blobs]
         if title in drop:
             rows.append(Row(title, shapes, "", [], "dropped"))
@@ -170,7 +170,7 @@ def _read(source):
     if source.suffix not in weights.SUFFIXES:
         return caffe.read_caffemodel(source)
     if _is_snapshot(source):
-        read = weights.read_snapshot(source)
+        read = hdf5.read_snapshot(source)
         return {name: caffe.Layer(None, blobs) for name, blobs in read.items()}
     layers = {}
     for name, array in weights.read_arrays(source).items():
@@ -183,7 +183,7 @@ def _read(source):
 
 
 def _is_snapshot(source):
-    return source.suffix in weights.SUFFIXES and weights.is_snapshot(source)
+    return source.suffix in weights.SUFFIXES and hdf5.is_snapshot(source)
 
 
 def _type_for(target, blobs):

@@ -7,29 +7,16 @@ also says what it is in the attribute `keras_fcn`.
 
 import contextlib
 import json
-import math
-import pathlib
-import zlib
 from collections import Counter
 
 import h5py
 import keras
 import numpy as np
 
+from keras_fcn import hdf5
 from keras_fcn.files import replacing
 
 SUFFIXES = (".h5", ".hdf5")  # of a file, by which it is told from a name
-MAX_OBJECTS = 10_000
-MAX_DEPTH = 8
-MAX_BESIDE = 4 * 2**20  # bytes of a file that are not arrays; in ours 0.1 MB
-MAX_MAGNITUDE = 1e6  # the largest published weights are below 100
-_CAFFES = (
-    "it is a file of Caffe's; expected an .h5 file in Keras' layout. Write one with "
-    "`keras-fcn convert`, and load that."
-)
-# What h5py and zlib raise on damaged files.
-_DAMAGE = (OSError, RuntimeError, LookupError, TypeError, zlib.error)
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
 
 
 def save(model, path, *, metadata=None, dtype=None):
@@ -61,7 +48,7 @@ def save(model, path, *, metadata=None, dtype=None):
             array = to_numpy(variable)
             with np.errstate(over="ignore"):  # infinity is found below
                 array = array.astype(dtype or array.dtype, copy=False)
-            if fault := _fault(array, name in hidden):
+            if fault := hdf5.fault_of(array, name in hidden):
                 raise ValueError(
                     f"{name} {fault}; expected trained weights, so {path} was not "
                     "written. Train with a lower learning rate, or save in float32."
@@ -167,53 +154,10 @@ def read_arrays(path):
     arrays = {}
     with _reading(path) as (file, found):
         for name in sorted(found):
-            arrays[name] = _read(file[name], name)
-            if fault := _fault(arrays[name], hidden=False):
+            arrays[name] = hdf5.read(file[name], name)
+            if fault := hdf5.fault_of(arrays[name], hidden=False):
                 raise ValueError(f"{name} {fault}; expected trained weights.")
     return arrays
-
-
-def is_snapshot(path):
-    """Whether Caffe wrote an HDF5 file: a snapshot of a net, a .caffemodel.h5.
-
-    Args:
-        path: An .h5 file.
-
-    Raises:
-        ValueError: If it is no file of weights.
-        OSError: If it cannot be read.
-    """
-    with _opened(path) as (file, _):
-        return _is_of_caffe(file)
-
-
-def read_snapshot(path):
-    """Reads the weights of a snapshot that Caffe wrote in HDF5, a .caffemodel.h5.
-
-    In the group "data" a layer is a group, and its blobs are "0", "1" and so on
-    (Net::ToHDF5 in net.cpp). One that a layer shares with an earlier one is not there.
-    The group "diff" is not read.
-
-    Args:
-        path: An .h5 file.
-
-    Returns:
-        `{layer: [arrays]}` of float32, sorted by name, without layers that hold none.
-
-    Raises:
-        ValueError: If it is no such file, or if a number is not that of a trained net.
-        OSError: If it cannot be read.
-    """
-    layers = {}
-    with _opened(path) as (file, found):
-        if not _is_of_caffe(file):
-            raise ValueError('it is no snapshot of Caffe\'s; expected a group "data".')
-        for name in sorted(found):
-            root, _, place = name.partition("/")
-            if root == "data":
-                layer, _, number = place.rpartition("/")
-                layers.setdefault(layer, {})[number] = _read_blob(file[name], name)
-        return {layer: _in_order(layer, blobs) for layer, blobs in layers.items()}
 
 
 def shapes(model):
@@ -278,8 +222,8 @@ def load(model, path, *, missing=()):
         _compare(wanted, found)
         pairs = []
         for name in wanted:
-            array = _read(file[name], name)
-            if fault := _fault(array, name in hidden):
+            array = hdf5.read(file[name], name)
+            if fault := hdf5.fault_of(array, name in hidden):
                 raise ValueError(
                     f"{name} {fault}; expected trained weights. Nothing was loaded: "
                     "fetch or convert the file again."
@@ -426,144 +370,14 @@ def hidden_kernels(model):
     }
 
 
-def _fault(array, hidden):
-    """Says what no trained weights have, or returns None.
-
-    Args:
-        array: Of floats.
-        hidden: Whether these are among `hidden_kernels`.
-    """
-    # Without arrays in between: memory costs more time than arithmetic.
-    low, high = float(array.min(initial=0)), float(array.max(initial=0))
-    if not -MAX_MAGNITUDE < low <= high < MAX_MAGNITUDE:
-        return (
-            f"holds {array.dtype} numbers from {low} to {high}, not finite or beyond "
-            f"{MAX_MAGNITUDE:g}"
-        )
-    return "holds nothing but zeros" if hidden and low == high == 0 else None
-
-
 @contextlib.contextmanager
 def _reading(path):
-    """Opens a file in Keras' layout, as `_opened` does any."""
-    with _opened(path) as (file, found):
-        if _is_of_caffe(file):
-            raise ValueError(_CAFFES)
+    """Opens a file in Keras' layout, as `hdf5.opened` does any."""
+    with hdf5.opened(path) as (file, found):
+        if hdf5.is_of_caffe(file):
+            raise ValueError(hdf5.OF_CAFFE)
         _check_lists(file, found)
         yield file, found
-
-
-@contextlib.contextmanager
-def _opened(path):
-    """Opens a file and judges its headers: yields it and {name: shape of the array}.
-
-    Whatever is found wrong until it is closed again becomes one error with its name.
-    """
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected an .h5 weight file.")
-    with open(path, "rb"):
-        pass  # permissions and disks have OSErrors of their own
-    try:
-        with h5py.File(path, "r") as file:
-            yield file, _headers(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except _DAMAGE as error:
-        if pathlib.Path(path).suffix == ".caffemodel":
-            raise ValueError(f"{path}: {_CAFFES}") from error
-        remedy = "Fetch or convert it again."
-        if pathlib.Path(path).suffix == ".keras":
-            remedy = (
-                "A .keras file holds a whole model: keras.models.load_model opens it, "
-                "and keras_fcn.save_checkpoint then writes such weights."
-            )
-        raise ValueError(
-            f"{path} is not an HDF5 file, or is damaged ({error}); expected weights "
-            "written by keras_fcn.save_checkpoint or `keras-fcn convert`, or those "
-            f"that they are converted from. {remedy}"
-        ) from error
-
-
-def _headers(file):
-    """Returns {name: shape} of every array, without reading or following anything."""
-    shapes, groups, seen, stored = {}, [(file, "")], {_address(file)}, 0
-    while groups:
-        group, prefix = groups.pop()
-        if len(seen) + len(group) > MAX_OBJECTS or prefix.count("/") > MAX_DEPTH:
-            raise ValueError(
-                f"it holds more than {MAX_OBJECTS:,} objects, or groups in more than "
-                f"{MAX_DEPTH} groups; expected the weights of one net."
-            )
-        for key in group:
-            name = f"{prefix}{key}"
-            linked = not isinstance(group.get(key, getlink=True), h5py.HardLink)
-            if linked or "/" in key:
-                raise ValueError(f"{printable(name)} is a link; expected only arrays.")
-            item = group[key]
-            if _address(item) in seen:
-                raise ValueError(
-                    f"{printable(name)} is held twice; expected a tree of arrays."
-                )
-            seen.add(_address(item))
-            if isinstance(item, h5py.Group):
-                groups.append((item, f"{name}/"))
-            else:
-                shapes[name] = _header(item, name)
-                stored += item.id.get_storage_size()
-    beside = file.id.get_filesize() - stored
-    if not 0 <= beside <= MAX_BESIDE:
-        raise ValueError(
-            f"its arrays fill {stored:,} of its {file.id.get_filesize():,} bytes; "
-            f"expected all but {MAX_BESIDE:,}. Load it where it is from, and save it "
-            "anew."
-        )
-    return shapes
-
-
-def _is_of_caffe(file):
-    """Whether a file whose headers are sound holds "data", maybe "diff", of groups."""
-    groups = [key for key in file if isinstance(file[key], h5py.Group)]
-    known = set(file) in ({"data"}, {"data", "diff"}) and len(groups) == len(file)
-    return known and "layer_names" not in file.attrs
-
-
-def _address(item):
-    return h5py.h5o.get_info(item.id).addr
-
-
-def _header(item, name):
-    """Returns the shape of an array that can be read without surprises."""
-    if not isinstance(item, h5py.Dataset):
-        raise ValueError(f"{printable(name)} is no array; expected arrays of floats.")
-    plist = item.id.get_create_plist()
-    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    # Before the shape is asked for: a virtual array opens other files to know its own.
-    virtual = plist.get_layout() == h5py.h5d.VIRTUAL
-    if virtual or plist.get_external_count() or filters - _FILTERS:
-        raise ValueError(
-            f"{printable(name)} is stored outside the file or through unknown filters; "
-            "expected plain or gzip-compressed floats."
-        )
-    if item.dtype.kind != "f" or item.dtype.itemsize > 8 or item.shape is None:
-        raise ValueError(
-            f"{printable(name)} holds {ascii(item.dtype)[:80]}; expected an array of "
-            "floats of 16, 32 or 64 bits."
-        )
-    if not _is_complete(item):
-        raise ValueError(
-            f"{printable(name)} claims {item.shape} numbers that the file does not "
-            "hold; expected all of them. Fetch or convert it again."
-        )
-    return item.shape
-
-
-def _is_complete(item):
-    # HDF5 fills what is missing with zeros.
-    if not item.chunks:
-        return item.id.get_storage_size() == math.prod(item.shape) * item.dtype.itemsize
-    per_axis = [-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True)]
-    inside = all(c <= n for n, c in zip(item.shape, item.chunks, strict=True))
-    return inside and item.id.get_num_chunks() == math.prod(per_axis)
 
 
 def _check_lists(file, shapes):
@@ -579,9 +393,9 @@ def _check_lists(file, shapes):
         shape = item.attrs.get_id(attribute).shape if known else ()
         if len(shape) != 1 or shape[0] not in lengths:
             raise ValueError(
-                f"{printable(item.name)} has no list {attribute!r} as long as what it "
-                "holds; expected Keras' layout. If model.save wrote this file, open it "
-                "with keras.models.load_model, if model.save_weights did, with "
+                f"{hdf5.printable(item.name)} has no list {attribute!r} as long as "
+                "what it holds; expected Keras' layout. If model.save wrote this file, "
+                "open it with keras.models.load_model, if model.save_weights did, with "
                 "model.load_weights; then write it with keras_fcn.save_checkpoint."
             )
 
@@ -590,7 +404,7 @@ def _compare(wanted, found):
     """Raises one error that names missing, extra and mismatched arrays together."""
     rows = [f"{n} {wanted[n]} is missing" for n in wanted if n not in found]
     rows += [
-        f"{printable(n)} {found[n]} is not in the model"
+        f"{hdf5.printable(n)} {found[n]} is not in the model"
         for n in found
         if n not in wanted
     ]
@@ -615,57 +429,3 @@ def listed(rows):
     """
     more = [f"and {len(rows) - 5} more"] if len(rows) > 5 else []
     return "".join(f"\n  {row}" for row in [*rows[:5], *more])
-
-
-def printable(name):
-    """Returns a name from a file as it may be printed: short, no control characters.
-
-    Args:
-        name: Of a layer or an array, as a stranger wrote it.
-    """
-    return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
-
-
-def _read_blob(dataset, name):
-    with np.errstate(over="ignore"):  # infinity is found below
-        array = _read(dataset, name).astype(np.float32, copy=False)
-    if fault := _fault(array, hidden=False):
-        raise ValueError(f"{printable(name)} {fault}; expected trained weights.")
-    return array
-
-
-def _in_order(layer, blobs):
-    """Returns a list of `{number as text: blob}`, of which none may be missing."""
-    numbers = [str(i) for i in range(len(blobs))]
-    if not layer or blobs.keys() != set(numbers):
-        raise ValueError(
-            f"{printable(f'data/{layer}')} holds {printable(', '.join(blobs))}; "
-            f"expected the blobs {', '.join(numbers)[:80]} of a layer. Those that it "
-            "shares with another are not there, and no net here shares any."
-        )
-    return [blobs[number] for number in numbers]
-
-
-def _read(dataset, name):
-    if dataset.chunks:
-        _check_chunks(dataset, name)
-    array = dataset[()]
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _check_chunks(dataset, name):
-    """Makes sure that no chunk is larger than it says: deflate knows no limit."""
-    limit = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    chunks = []
-    dataset.id.chunk_iter(chunks.append)
-    for chunk in chunks:
-        too_large = chunk.size > limit + limit // 100 + 100  # of noise, by deflate
-        if dataset.compression and not chunk.filter_mask and not too_large:
-            _, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
-            unpacked = zlib.decompressobj().decompress(packed, limit + 1)
-            too_large = len(unpacked) > limit
-        if too_large:
-            raise ValueError(
-                f"{printable(name)} holds a chunk of more than its {limit:,} bytes; "
-                "expected no more. Fetch or convert it again."
-            )

@@ -13,7 +13,7 @@ import pytest
 from caffemodels import caffe_layers, caffemodel, snapshot
 from golden import golden
 
-from keras_fcn import manifest, models, weights
+from keras_fcn import hdf5, manifest, models, weights
 from keras_fcn.caffe import Layer
 from keras_fcn.cli import main
 from keras_fcn.porting import entry_toml, port
@@ -839,10 +839,10 @@ def test_a_file_of_keras_layout_is_no_snapshot(tmp_path):
     model, path = models.build(entry_of()), tmp_path / "net.h5"
     source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.hdf5")
     port(source, path, model)
-    assert weights.is_snapshot(source)
-    assert not weights.is_snapshot(path)
+    assert hdf5.is_snapshot(source)
+    assert not hdf5.is_snapshot(path)
     with pytest.raises(ValueError, match="net.h5: .* expected a group"):
-        weights.read_snapshot(path)
+        hdf5.read_snapshot(path)
 
 
 def test_a_snapshot_is_no_file_of_a_published_hash(tmp_path):
