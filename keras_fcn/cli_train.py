@@ -381,6 +381,11 @@ def _check_net(options):
         raise ValueError(
             "--adjust means nothing for a net of several heads; leave it out."
         )
+    if options.fix_trunk and not options.init:
+        raise ValueError(
+            "--fix-trunk was given without --init; expected a checkpoint whose trunk "
+            "is to stay, for there is nothing to learn from one of random numbers."
+        )
     single = ("skips", "skip_scales", "batch_norm", "adjust")
     for name in single if streams else ():
         if getattr(options, name):
@@ -551,6 +556,8 @@ def _start(model, options, recipe, batches):
     """Copies what a net is to start from, and freezes what is to stay so."""
     if recipe and not options.init:
         print(f"From random numbers; the reference starts from {recipe.start} (--init)")
+    if options.skips:
+        print(f"Skips from {', '.join(options.skips)}")
     streams = _streams(options.data)
     for start in options.init:
         stream, name = _stream_and_name(start, streams)

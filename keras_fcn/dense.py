@@ -11,12 +11,18 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
+from keras_fcn.kernels import (
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    MaxPooling2D,
+)
 from keras_fcn.layers import LocalResponseNormalization, Preprocess
 from keras_fcn.weights import check_inputs, transplant
 
 CONVOLUTIONS = (layers.Conv2D, Conv2D)
 MAX_POOLINGS = (layers.MaxPooling2D, MaxPooling2D)
+AVERAGE_POOLINGS = (layers.AveragePooling2D, AveragePooling2D)
 # What works on each cell by itself does so at any stride.
 CELL_BY_CELL = (
     layers.Activation,
@@ -198,7 +204,7 @@ def _check_layer(layer, seen):
     kinds = (
         *CONVOLUTIONS,
         *MAX_POOLINGS,
-        layers.AveragePooling2D,
+        *AVERAGE_POOLINGS,
         layers.ZeroPadding2D,
         *CELL_BY_CELL,
     )
@@ -216,7 +222,7 @@ def _check_layer(layer, seen):
             f"{layer.name} is used more than once, which no one rarefied layer can be; "
             "expected a layer for each use."
         )
-    if type(layer) is layers.AveragePooling2D and layer.padding != "valid":
+    if type(layer) in AVERAGE_POOLINGS and layer.padding != "valid":
         raise ValueError(
             f'{layer.name} averages with padding="{layer.padding}", over fewer cells '
             'at the border; expected padding="valid".'

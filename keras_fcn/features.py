@@ -7,7 +7,12 @@ import keras
 from keras import layers
 
 from keras_fcn.geometry import Grid, bilinear_kernel_size
-from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D
+from keras_fcn.kernels import (
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    MaxPooling2D,
+)
 from keras_fcn.layers import (
     BilinearKernel,
     BilinearUpsampling,
@@ -118,7 +123,7 @@ def average_pool(x, kernel, *, name):
         kernel: Cells along each side of a window.
         name: Of the layer, before the suffix of `x`.
     """
-    layer = layers.AveragePooling2D(kernel, 1, name=name + x.suffix)
+    layer = AveragePooling2D(kernel, 1, name=name + x.suffix)
     return x.then(layer, x.grid.window(kernel))
 
 

@@ -68,6 +68,24 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
         return y.permute(0, 2, 3, 1)
 
 
+@keras.saving.register_keras_serializable("keras_fcn")
+class AveragePooling2D(keras.layers.AveragePooling2D):
+    """Keras' own.
+
+    Input shape: `(batch, h, w, channels)`.
+    Output shape: `(batch, h', w', channels)`, as Keras'.
+    """
+
+    def call(self, inputs):
+        """Returns the means of `inputs`.
+
+        Raises:
+            ValueError: If a map is smaller than a window.
+        """
+        _check_size(self, inputs, self.pool_size)
+        return super().call(inputs)
+
+
 def _check_size(layer, x, size):
     """Refuses a map without a single window, where its size is known by now."""
     if layer.padding != "valid" or layer.data_format != "channels_last":

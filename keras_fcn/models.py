@@ -343,8 +343,8 @@ def classifier(
 
     The padding is that of the classifier: an image of its own size (224 pixels,
     AlexNet 227) gives one cell, larger ones a heatmap. Below 193 pixels (AlexNet 199,
-    GoogLeNet 223) there is no cell: an error, in the backend's words for GoogLeNet and
-    on TensorFlow once the net was given several sizes, or there a heatmap of no cells.
+    GoogLeNet 223) there is no cell: an error, but on TensorFlow, once the net was given
+    several sizes, it is in the backend's words, or there is a heatmap of no cells.
 
     Args:
         backbone: As in `fcn`.

@@ -123,7 +123,7 @@ def test_every_option_reaches_what_it_is_for(data, seen):
     options += " --batch-size 2 --crop 48 --scale 0.8 1.5 --no-mirror --color 0.1"
     options += " --tint 0.2 --blur 1.1 --noise 2.2 --cutmix 0.3 --keep 0.5 --seed 7"
     options += " --replacement --balance 1 --jaccard 0.25 --learning-rate 2e-3"
-    options += " --precision mixed_bfloat16 --epochs 3 --fix-trunk"
+    options += " --precision mixed_bfloat16 --epochs 3"
     trained(*data, *options.split())
     (source,), windows = seen["Batches"][-1]
     assert len(source) == 3
@@ -134,7 +134,7 @@ def test_every_option_reaches_what_it_is_for(data, seen):
     assert not named["batch_norm"]
     assert seen["set_random_seed"] == [((7,), {})]
     assert seen["set_dtype_policy"] == [(("mixed_bfloat16",), {})]
-    [((model, steps), compiled)] = seen["compile_modern"]
+    [((_, steps), compiled)] = seen["compile_modern"]
     assert steps == 3 * 2
     assert compiled == {
         "learning_rate": 2e-3,
@@ -142,7 +142,7 @@ def test_every_option_reaches_what_it_is_for(data, seen):
         "jaccard": 0.25,
         "averaging": 0.1,
     }
-    assert seen["fix_trunk"] == [((model,), {})]
+    assert "fix_trunk" not in seen
     assert "compile_reference" not in seen
 
 
@@ -254,7 +254,19 @@ def test_a_net_skips_from_what_the_one_before_did_where_nothing_is_typed(
     trained(*data, "--classes", "a", "b", *options)
     [*_, (_, named)] = seen["fcn"]
     assert named["skips"] == skips
-    assert ("all weights" in capsys.readouterr().out) == (not typed)
+    out = capsys.readouterr().out
+    assert ("all weights" in out) == (not typed)
+    assert f"Skips from {', '.join(skips)}\n" in out
+
+
+def test_a_fixed_trunk_is_that_of_the_net_before(data, seen, tmp_path):
+    start = tmp_path / "model.h5"
+    saving.save_checkpoint(models.fcn("alexnet", 32, 2), start)
+    options = ["--backbone", "alexnet", "--stride", "32", "--classes", "a", "b"]
+    trained(*data, *options, "--fix-trunk", "--init", start)
+    [((fixed,), _)] = seen["fix_trunk"]
+    [((compiled, _), _)] = seen["compile_modern"]
+    assert fixed is compiled
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -441,6 +453,7 @@ def test_two_trainings_at_once_do_not_share_an_output(
         ("a b", "--classes c", "--classes names c alone; expected 2 classes or more"),
         ("a b", "--jitter 4", "`jitter` is 4 and `crop` (256, 256); expected one"),
         ("a b", "--cutmix 1 --crop 0", "`cutmix` is 1.0 and `crop` None"),
+        ("a b", "--fix-trunk", "--fix-trunk was given without --init; expected a"),
         ("a b", "--keep 0", "`keep` is 0.0; expected a share above 0"),
         ("a b", "--jaccard 1 --recipe voc-fcn32s", "leave one of them out"),
         ("a b", "--classes c c d", "--classes names c twice; expected each class once"),

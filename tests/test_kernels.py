@@ -4,7 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_fcn.kernels import BatchNormalization, Conv2D, MaxPooling2D, window
+from keras_fcn.kernels import (
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    MaxPooling2D,
+    window,
+)
 from keras_fcn.layers import CropLike
 
 
@@ -51,6 +57,7 @@ def test_maximum_pooling_is_keras_own(kernel, stride, padding, size):
     "layer",
     [
         MaxPooling2D((3, 2), name="x"),
+        AveragePooling2D((3, 2), name="x"),
         Conv2D(1, (3, 2), name="x"),
         Conv2D(1, (2, 2), dilation_rate=(2, 1), name="x"),
     ],

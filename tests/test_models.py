@@ -456,6 +456,7 @@ def test_a_classifier_has_one_cell_at_its_own_size_and_one_more_every_32_pixels(
     [
         ("alexnet", 198, "fc6"),
         ("vgg16", 192, "fc6"),
+        ("googlenet", 222, "pool5_7x7_s1"),
     ],
 )
 def test_a_classifier_says_that_a_picture_is_too_small(backbone, size, layer):
