@@ -384,7 +384,8 @@ def _check_net(options):
     if options.fix_trunk and not options.init:
         raise ValueError(
             "--fix-trunk was given without --init; expected a checkpoint whose trunk "
-            "is to stay, for there is nothing to learn from one of random numbers."
+            "is to stay, as one of random numbers says little of a picture. Pass "
+            "--init, or leave --fix-trunk out."
         )
     single = ("skips", "skip_scales", "batch_norm", "adjust")
     for name in single if streams else ():

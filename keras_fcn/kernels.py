@@ -70,7 +70,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
 @keras.saving.register_keras_serializable("keras_fcn")
 class AveragePooling2D(keras.layers.AveragePooling2D):
-    """Keras' own.
+    """Keras' own, but that a map smaller than a window is refused in a sentence.
 
     Input shape: `(batch, h, w, channels)`.
     Output shape: `(batch, h', w', channels)`, as Keras'.
