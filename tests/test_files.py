@@ -89,9 +89,11 @@ def test_a_write_that_fails_half_way_leaves_the_earlier_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        survives(tmp_path / "file", OSError, errno.EFBIG, 100_001)
+        message = survives(tmp_path / "file", OSError, errno.EFBIG, 100_001)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in message
+    assert "are free" not in message  # the disk is not what is full
 
 
 def test_a_full_disk_leaves_the_earlier_file_and_says_how_much_is_free(tmp_path):

@@ -348,3 +348,13 @@ def test_a_shipped_file_of_other_content_is_refused(tmp_path, monkeypatch):
 def test_a_backbone_that_no_checkpoint_has_is_an_error():
     with pytest.raises(ValueError, match="'vgg61' was given; expected .*'vgg16'"):
         manifest.list_checkpoints("vgg61")
+
+
+def test_a_package_without_its_table_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "_HERE", tmp_path / "keras_fcn")
+    with pytest.raises(FileNotFoundError, match=rf"neither in {tmp_path}.* again"):
+        manifest.folder()
+    for place in (tmp_path, tmp_path / "keras_fcn"):  # a checkout, a wheel before it
+        (place / "weights_manifest").mkdir(parents=True)
+        (place / "weights_manifest" / "checkpoints.toml").touch()
+        assert manifest.folder() == place / "weights_manifest"
