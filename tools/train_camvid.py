@@ -29,7 +29,7 @@ LARGER = f"{LARGE} --batch-size 4 --jaccard 1"
 MIXED = f"{LARGER} --cutmix 0.5 --adjust 0.5"
 WHOLE = f"--batch-norm {LIGHT} --crop 0 --batch-size 4 --jaccard 1 --adjust 0.5"
 LAST = "--skips conv2 inception_3b inception_4e"  # features of their stride
-STAGES = {  # after which one, and how
+STAGES = {  # after which one, or the mean of which, and how
     "first": (None, "--epochs 64"),
     "second": ("first", f"{LONG} --epochs 20"),
     "third": ("second", f"{LONG} --epochs 40 --stride 4"),
@@ -43,11 +43,11 @@ STAGES = {  # after which one, and how
     "eighth": ("seventh", f"{MIXED} --epochs 50 --stride 4"),
     "ninth": ("eighth", f"{MIXED} {LAST} --epochs 80 --stride 4"),
     "tenth": ("ninth", f"{WHOLE} {LAST} --epochs 20 --learning-rate 3e-4 --stride 4"),
-    "ninth-8s": ("ninth", f"{MIXED} {LAST} --epochs 8 --learning-rate 2e-4"),
+    "tenth-8s": ("ninth+tenth", f"{WHOLE} {LAST} --epochs 10 --learning-rate 3e-4"),
 }
-SHIPPED = {  # the stages of whose weights it is the mean
-    "googlenet-4s-camvid": ("ninth", "tenth"),
-    "googlenet-8s-camvid": ("ninth-8s",),
+SHIPPED = {  # which stage, or the mean of which
+    "googlenet-4s-camvid": "ninth+tenth",
+    "googlenet-8s-camvid": "tenth-8s",
 }
 FACTS = ("labels", "license", "trained_on")  # of the manifest, that the files repeat
 
@@ -75,7 +75,7 @@ def train(camvid, runs, options=()):
         if not (run / "model.h5").exists():
             stopped = snapshots.positions(run / "state")
             goes_on = ["--resume"] if stopped else []
-            start = ["--init", runs / before / "model.h5"] if before else []
+            start = ["--init", net_of(runs, before)] if before else []
             keras_fcn("train", *data, *start, *how, "--output", run, *goes_on)
 
 
@@ -95,6 +95,24 @@ def check_command(path, how):
                 )
 
 
+def net_of(runs, stages):
+    """Returns the file of a stage's net, or of the mean of several, which it writes.
+
+    Args:
+        runs: As in `train`.
+        stages: A name of `STAGES`, or several joined by "+", of whose weights the net
+            has the mean.
+    """
+    path = runs / stages / "model.h5"
+    if "+" in stages and not path.exists():
+        nets = [models.load_checkpoint(net_of(runs, x)) for x in stages.split("+")]
+        model, alike = nets[0], zip(*(net.get_weights() for net in nets), strict=True)
+        model.set_weights([np.mean(arrays, axis=0) for arrays in alike])
+        path.parent.mkdir(exist_ok=True)
+        saving.save_checkpoint(model, path)
+    return path
+
+
 def ship(runs):
     """Writes what ships, as float16, and prints what the manifest says of a file.
 
@@ -102,9 +120,7 @@ def ship(runs):
         runs: As in `train`.
     """
     for name, stages in SHIPPED.items():
-        nets = [models.load_checkpoint(runs / stage / "model.h5") for stage in stages]
-        model, alike = nets[0], zip(*(net.get_weights() for net in nets), strict=True)
-        model.set_weights([np.mean(arrays, axis=0) for arrays in alike])
+        model = models.load_checkpoint(net_of(runs, stages))
         entry = manifest.checkpoint_info(name)
         facts = {fact: entry[fact] for fact in FACTS}
         path = runs / f"{name}.h5"
