@@ -82,7 +82,8 @@ def test_each_stage_starts_from_its_own_and_the_last_ones_ship(
         entry, found = manifest.checkpoint_info(name), weights.metadata(path)
         for fact in ("labels", "license", "trained_on"):
             assert found[fact] == entry[fact]
-        assert models.load_checkpoint(path).name == f"fcn{name.split('-')[1]}_googlenet"
+        model = found["model"]
+        assert name == f"{model['backbone']}-{model['stride']}s-camvid"
 
 
 @pytest.mark.usefixtures("no_means")
