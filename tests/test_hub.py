@@ -109,7 +109,7 @@ class Site:
     def __init__(self, folder, kind, server):
         self.kind, self.server = kind, server
         self.cache, self.hub_cache = folder / "ours", folder / "hubs"
-        server.log, server.fault, server.pace = [], None, 0
+        server.log, server.fault, server.pace, server.version = [], None, 0, None
 
     def build(self, size, hashes, revision=REVISION, seed=0):
         content = random.Random(seed).randbytes(size)
@@ -292,6 +292,35 @@ def test_without_a_version_nothing_is_glued_on(site):
     here.server.fault = chain(broken, always(lambda r: r.send(headers=bare)))
     assert here.is_right(here.fetch())
     assert [entry[2] for entry in here.server.gets()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("version", "second"),
+    [  # RFC 9110, 13.1.5: If-Range takes a date, and no weak ETag
+        ({"Last-Modified": "Sat, 28 Nov 2026 12:00:00 GMT"}, "bytes=120000-"),
+        ({"ETag": 'W/"about so"'}, None),
+        (
+            {"ETag": 'W/"x"', "Last-Modified": "Sat, 28 Nov 2026 12:00:00 GMT"},
+            "bytes=120000-",
+        ),
+    ],
+)
+def test_a_date_is_version_enough_and_a_weak_etag_is_none(site, version, second):
+    here = site("host")
+    here.server.version = version
+    here.server.fault = once(lambda request: request.send(stop=(120_000, "FIN")))
+    assert here.is_right(here.fetch())
+    assert [entry[2] for entry in here.server.gets()] == [None, second]
+
+
+def test_what_came_whole_without_length_or_version_is_not_fetched_again(site, tmp_path):
+    here, path = site("host"), tmp_path / "file"
+    bare = {"ETag": None}
+    here.server.fault = always(lambda r: r.send(length=False, headers=bare))
+    for _ in range(2):
+        download.download(here.server.url + here.path, path)
+        assert path.read_bytes() == here.body
+    assert len(here.server.gets()) == 1
 
 
 def test_what_was_killed_an_hour_ago_is_swept_and_foreign_files_stay(site):
@@ -764,6 +793,17 @@ def other_version(request):
     return request.send(body[100_000:], 206, headers, ranges=False)
 
 
+def heedless(request):
+    """Breaks off, then has of another version the rest alone; all of it when asked."""
+    if request.headers.get("Range"):
+        body = request.server.files[request.path]
+        place = f"bytes 100000-{len(body) - 1}/{len(body)}"
+        headers = {"Content-Range": place, "ETag": '"another"'}
+        return request.send(body[100_000:], 206, headers, ranges=False)
+    first = len(request.server.gets()) == 1
+    return request.send(stop=(100_000, "FIN") if first else None)
+
+
 ODD = [
     ("host", redirect(here_again), "302"),
     ("host", redirect(lambda request: "file:///etc/passwd"), "302"),
@@ -780,6 +820,7 @@ ODD = [
     ("hub", lambda r: r.send(length=False), None),
     ("host", wrong_part, None),
     ("host", other_version, None),
+    ("host", heedless, None),
     ("hub", once(redirect(lambda request: request.path), "HEAD"), None),
 ]
 
@@ -891,13 +932,28 @@ def test_no_wait_is_endless(site, faults, monkeypatch):
     faults(8, cases, check, few=cases[::3])
 
 
+def test_what_is_fast_enough_may_take_longer_than_that(site, monkeypatch):
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.01)
+    here = site("host", size=400_000)
+    here.server.pace = 0.02
+    assert here.is_right(here.fetch())
+    assert len(here.server.gets()) == 1
+
+
 def test_a_port_that_accepts_and_says_nothing_is_left(site, naps, monkeypatch):
     monkeypatch.setattr(download, "SOCKET_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         here = site("host")
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/fcn8s.caffemodel"
         here.entry["caffemodel"]["url"] = url
-        assert url in here.refuses(OSError)
+        assert f"{url} gave no answer: timed out" in here.refuses(OSError)
+
+
+def test_tries_that_bring_nothing_end_after_a_minute(site, naps):
+    here = site("host")
+    here.server.fault = always(lambda r: naps.append(40) or r.send(b"", 503))
+    assert "sent 0 bytes in 8" in here.refuses(OSError)
+    assert len(here.server.gets()) == 2
 
 
 def names_everything(here, message):
@@ -1187,11 +1243,13 @@ def test_a_redirect_to_https_or_the_same_host_is_followed(site):
         "x.caffemodel",
     ],
 )
-def test_a_url_that_is_none_is_refused(site, faults, url):
+def test_a_url_that_is_none_is_refused(site, faults, tmp_path, url):
     def check():
         here = site("host")
         here.entry["caffemodel"]["url"] = url
         assert url in here.refuses(ValueError)
+        with pytest.raises(ValueError, match="is no URL to download from"):
+            download.download(url, tmp_path / "file")
 
     faults(13, [()], check)
 
