@@ -323,16 +323,21 @@ def test_what_came_whole_without_length_or_version_is_not_fetched_again(site, tm
     assert len(here.server.gets()) == 1
 
 
-def test_of_what_came_whole_before_a_kill_no_byte_is_fetched_again(site, tmp_path):
+@pytest.mark.parametrize(
+    ("of", "ranges"), [("", ["bytes=200000-"]), ("another", [None])]
+)
+def test_of_what_came_whole_before_a_kill_no_byte_is_fetched_again(
+    site, tmp_path, of, ranges
+):
     here, path = site("host"), tmp_path / "file"
     url, etag = here.server.url + here.path, f'"{sha256(here.body)[:16]}"'
     path.write_bytes(here.body)  # of a length that nobody had said
-    note = {"url": url, "version": etag, "total": None}
+    note = {"url": url + of, "version": etag, "total": None}
     (tmp_path / "file.json").write_text(json.dumps(note))
     for _ in range(2):
         download.download(url, path)
         assert path.read_bytes() == here.body
-    assert [entry[2] for entry in here.server.gets()] == ["bytes=200000-"]
+    assert [entry[2] for entry in here.server.gets()] == ranges
 
 
 def test_what_was_killed_an_hour_ago_is_swept_and_foreign_files_stay(site):
