@@ -326,7 +326,7 @@ def test_what_came_whole_without_length_or_version_is_not_fetched_again(site, tm
 @pytest.mark.parametrize(
     ("of", "ranges"), [("", ["bytes=200000-"]), ("another", [None])]
 )
-def test_of_what_came_whole_before_a_kill_no_byte_is_fetched_again(
+def test_what_came_whole_before_a_kill_is_kept_for_its_own_address_alone(
     site, tmp_path, of, ranges
 ):
     here, path = site("host"), tmp_path / "file"
