@@ -4,10 +4,10 @@
     python tools/train_camvid.py CAMVID RUNS -- --epochs 1  # to see it run
 
 CAMVID holds train/{images,labels}, 480 x 360, void 11. Every stage is one command of
-`keras-fcn train`, which is printed; it starts from the net of a stage before, and
-goes on where it was stopped. Stages that are there already are not trained again. What
-follows -- is given to all of them. At the end the nets that ship are made of the last
-three, and written as float16: RUNS/googlenet-4s-camvid.h5, RUNS/googlenet-8s-camvid.h5.
+`keras-fcn train`, which is printed; it starts from the net of a stage before, or the
+mean of several, and goes on where it was stopped. Stages that are there already are not
+trained again. What follows -- is given to all of them. At the end the nets that ship
+are written as float16: RUNS/googlenet-4s-camvid.h5, RUNS/googlenet-8s-camvid.h5.
 What each stage brought, and how long it took: docs/camvid.md.
 """
 
