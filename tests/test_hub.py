@@ -804,6 +804,11 @@ def other_version(request):
     if not request.headers.get("Range"):
         return request.send(stop=(100_000, "FIN"))
     request.server.fault = None
+    return rest_of_another(request)
+
+
+def rest_of_another(request):
+    """The rest of another version, which its ETag tells."""
     body = request.server.files[request.path][::-1]
     place = f"bytes 100000-{len(body) - 1}/{len(body)}"
     headers = {"Content-Range": place, "ETag": '"another"'}
@@ -813,10 +818,7 @@ def other_version(request):
 def heedless(request):
     """Breaks off, then has of another version the rest alone; all of it when asked."""
     if request.headers.get("Range"):
-        body = request.server.files[request.path]
-        place = f"bytes 100000-{len(body) - 1}/{len(body)}"
-        headers = {"Content-Range": place, "ETag": '"another"'}
-        return request.send(body[100_000:], 206, headers, ranges=False)
+        return rest_of_another(request)
     first = len(request.server.gets()) == 1
     return request.send(stop=(100_000, "FIN") if first else None)
 

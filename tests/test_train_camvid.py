@@ -82,8 +82,7 @@ def test_each_stage_starts_from_its_own_and_the_last_ones_ship(
         entry, found = manifest.checkpoint_info(name), weights.metadata(path)
         for fact in ("labels", "license", "trained_on"):
             assert found[fact] == entry[fact]
-        model = found["model"]
-        assert name == f"{model['backbone']}-{model['stride']}s-camvid"
+        assert models.load_checkpoint(path).name == f"fcn{name.split('-')[1]}_googlenet"
 
 
 @pytest.mark.usefixtures("no_means")
@@ -128,3 +127,16 @@ def test_a_stage_that_fails_ends_it(tmp_path):
     with pytest.raises(SystemExit, match="keras-fcn train failed"):
         tool.main([str(tmp_path / "none"), str(tmp_path / "runs")])
     assert not (tmp_path / "runs" / "second").exists()
+
+
+def test_a_mean_is_that_of_the_nets_that_are_there(tmp_path):
+    paths = [tmp_path / stage / "model.h5" for stage in ("one", "two")]
+    for value in (4, 6):  # the second as if it had been trained again
+        for path, number in zip(paths, (2, value), strict=True):
+            net = models.fcn("alexnet", 32, 2, width=1 / 16)
+            net.set_weights([np.full_like(x, number) for x in net.get_weights()])
+            path.parent.mkdir(exist_ok=True)
+            saving.save_checkpoint(net, path)
+        found = weights.read_arrays(tool.net_of(tmp_path, "one+two"))
+        assert all(np.all(array == (2 + value) / 2) for array in found.values())
+    assert tool.net_of(tmp_path, "two") == paths[1]

@@ -104,7 +104,7 @@ def net_of(runs, stages):
             has the mean.
     """
     path = runs / stages / "model.h5"
-    if "+" in stages and not path.exists():
+    if "+" in stages:  # anew each time: one of them may have been trained again
         nets = [models.load_checkpoint(net_of(runs, x)) for x in stages.split("+")]
         model, alike = nets[0], zip(*(net.get_weights() for net in nets), strict=True)
         model.set_weights([np.mean(arrays, axis=0) for arrays in alike])
