@@ -57,8 +57,7 @@ print(seconds, int(status["VmHWM"].split()[0]) * 1024)
 
 def write(name, path):
     """Writes a .caffemodel of random weights for a checkpoint."""
-    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
-        model = models.build(models.checkpoint_entry(name))
+    model = models.skeleton(models.checkpoint_entry(name))
     path.write_bytes(caffemodel(caffe_layers(model), version=1))
 
 

@@ -7,7 +7,6 @@ import pathlib
 import shlex
 import sys
 
-import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -205,7 +204,7 @@ def _net(name):
     """Builds `vgg16-8s`, or what a checkpoint is for, without weights."""
     path = cli_data.path_of(name)
     if path or name in manifest.list_checkpoints():
-        return models.build(models.checkpoint_entry(path or name))
+        return models.skeleton(models.checkpoint_entry(path or name))
     backbone, _, stride = name.partition("-")
     strides = {f"{stride}s": stride for stride in models.STRIDES}
     if backbone not in models.BACKBONES or stride not in strides:
@@ -214,7 +213,7 @@ def _net(name):
             "a name that `keras-fcn list` prints, or an .h5 file."
         )
     entry = {"model": {"backbone": backbone, "stride": strides[stride]}}
-    return models.build(entry)
+    return models.skeleton(entry)
 
 
 def _add_fetch(commands):
@@ -457,8 +456,7 @@ def _convert(options):
 
     cli_data.check_file(options.output, *weights.SUFFIXES)
     entry, output = _entry_of(options), pathlib.Path(options.output)
-    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
-        model = models.build(entry)
+    model = models.skeleton(entry)
     in_hdf5 = options.source.endswith(weights.SUFFIXES)
     foreign = not in_hdf5 or hdf5.is_snapshot(options.source)
     with progress.reporting(f"Porting {options.source}") as report:

@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections import Counter
 
-import keras
 import numpy as np
 
 from keras_fcn import checkpoints, evaluation, manifest, metrics, models, protocols
@@ -152,8 +151,7 @@ def fetch(name, entry, *, trust_first_download=False):
         ValueError: If the content is another than expected.
         OSError: If it cannot be had.
     """
-    with keras.StatelessScope(initialize_variables=False):  # shapes alone
-        model = models.build(entry)
+    model = models.skeleton(entry)
     checkpoint = checkpoints.Checkpoint(entry, None, name, trust_first_download)
     return checkpoints.locate(model, checkpoint)
 

@@ -398,8 +398,8 @@ def _check_net(options):
             options.skips = net.get("skips")
     if options.skips or options.skip_scales:
         names = ("backbone", "stride", "skips", "skip_scales")
-        with keras.StatelessScope(initialize_variables=False):  # shapes alone
-            models.build({"model": {name: getattr(options, name) for name in names}})
+        net = {name: getattr(options, name) for name in names}
+        models.skeleton({"model": net})
 
 
 def _check_start(start, streams, options):

@@ -6,6 +6,7 @@ import math
 import numbers
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 
@@ -421,6 +422,26 @@ def build(entry, weights=None):
         OSError: If it cannot be read.
     """
     return _build(checkpoints.Checkpoint(entry, weights))
+
+
+def skeleton(entry):
+    """Builds the net that an entry describes without values for its weights.
+
+    Args:
+        entry: As in `build`.
+
+    Returns:
+        A `keras.Model`, to see its layers and shapes.
+    """
+
+    def shapes():
+        with keras.StatelessScope(initialize_variables=False):
+            return build(entry)
+
+    # Keras lists weights that have no values, for each thread, and a later `fit` gives
+    # some to all that are listed. So this list ends with a thread of its own.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(shapes).result()
 
 
 def _build(checkpoint):

@@ -4,9 +4,8 @@ import keras
 
 from keras_fcn import checkpoints, manifest
 from keras_fcn import weights as weight_files
-from keras_fcn.backbones import BACKBONES, SKIPS
-from keras_fcn.features import Feature
-from keras_fcn.models import LATE_FUSION_INPUTS, build
+from keras_fcn.backbones import SKIPS
+from keras_fcn.models import LATE_FUSION_INPUTS, skeleton
 
 FIRST_LAYERS = {"alexnet": "conv1", "vgg16": "conv1_1", "googlenet": "conv1_7x7_s2"}
 
@@ -44,8 +43,7 @@ def save_checkpoint(model, path, *, facts=None, dtype=None):
 
 def _check_described(model, entry):
     """Checks that the net which an entry describes is the model, as far as one sees."""
-    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
-        described = build(entry)
+    described = skeleton(entry)
     for what, each in {
         "weights": weight_files.shapes,
         "output": lambda net: (isinstance(net.output, dict), net.output_names),
@@ -140,14 +138,10 @@ def _skip_scales(found, skips, heads):
 
 def _width(found, backbone):
     """Returns a width at which a backbone has the channels that it was found with."""
-    with keras.StatelessScope(initialize_variables=False):  # shapes, but no numbers
-        image = Feature(keras.Input((None, None, 3)))
-        *_, last = BACKBONES[backbone](image).values()
-        full = keras.Model(image.tensor, last.tensor).layers
     counts = [
         (found[layer.name].filters, layer.filters)
-        for layer in full
-        if isinstance(layer, keras.layers.Conv2D)
+        for layer in skeleton({"model": {"backbone": backbone, "stride": 32}}).layers
+        if isinstance(layer, keras.layers.Conv2D) and layer.name != "score_fr"
     ]
     # Channels are rounded down, so that each count is a lower bound, but never to none.
     least = min(n for n, _ in counts)

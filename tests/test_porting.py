@@ -62,8 +62,7 @@ def refused(tmp_path, write):
 @pytest.fixture
 def googlenet(write):
     """A caffemodel of GoogLeNet-32s for three classes, at full width."""
-    with keras.StatelessScope(initialize_variables=False):
-        model = models.build({"model": entry_of("googlenet", 32, width=1)["model"]})
+    model = models.skeleton({"model": entry_of("googlenet", 32, width=1)["model"]})
     return write(caffemodel(caffe_layers(model)))
 
 
@@ -570,8 +569,7 @@ def published(tmp_path_factory):
     """Every published net, and a file of it: `{name: (model, layers, path)}`."""
     folder, nets = tmp_path_factory.mktemp("published"), {}
     for seed, (name, entry) in enumerate(NETS.items()):
-        with keras.StatelessScope(initialize_variables=False):
-            model = models.build(entry)
+        model = models.skeleton(entry)
         layers = caffe_layers(model, seed)
         path = folder / f"{name}.caffemodel"
         path.write_bytes(caffemodel(layers))
@@ -686,8 +684,7 @@ def same_ports(layers, entry, folder, **written):
     hdf5 = snapshot(layers, folder / "net.caffemodel.h5", **written)
     rows, arrays = [], []
     for source, output in ((binary, "a.h5"), (hdf5, "b.h5")):
-        with keras.StatelessScope(initialize_variables=False):
-            model = models.build(entry)
+        model = models.skeleton(entry)
         rows.append(port(source, folder / output, model, metadata=entry))
         arrays.append(weights.read_arrays(folder / output))
     expected, found = arrays
@@ -1011,8 +1008,7 @@ def test_an_entry_is_written_as_toml_that_says_the_same():
 
 
 def test_convert_takes_a_snapshot_in_hdf5(googlenet, tmp_path, capsys, monkeypatch):
-    with keras.StatelessScope(initialize_variables=False):
-        model = models.build({"model": entry_of("googlenet", 32, width=1)["model"]})
+    model = models.skeleton({"model": entry_of("googlenet", 32, width=1)["model"]})
     source = snapshot(caffe_layers(model), tmp_path / "net.caffemodel.h5")
     output, binary = tmp_path / "mine.h5", tmp_path / "binary.h5"
     assert _convert(googlenet, "--output", binary, *NET) == 0

@@ -81,6 +81,17 @@ def test_a_checkpoint_says_how_to_build_its_net(arguments, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_net_without_values_is_never_given_any(tmp_path, monkeypatch):
+    mine = build("alexnet", 32)
+    for kind in (keras.initializers.Zeros, keras.initializers.VarianceScaling):
+        monkeypatch.setattr(kind, "__call__", lambda *_, **__: pytest.fail("was given"))
+    full = models.skeleton({"model": {"backbone": "alexnet", "stride": 32}})
+    assert full.count_params() > 56e6
+    saving.save_checkpoint(mine, tmp_path / "net.h5")  # which looks at two of them
+    with keras.StatelessScope():  # as `fit` has one
+        pass
+
+
 def one_convolution():
     x = keras.Input((None, None, 3))
     return keras.Model(x, keras.layers.Conv2D(3, 1)(x), name="mine")

@@ -22,9 +22,9 @@ def build(backbone, stride=8, num_classes=2, **more):
 
 def full(builder, backbone, **more):
     """A net of full width, without its numbers."""
-    with keras.StatelessScope(initialize_variables=False):
-        model = {"builder": builder, "backbone": backbone, **more}
-        return models.build({"model": {"include_preprocessing": False, **model}})
+    model = {"builder": builder, "backbone": backbone, **more}
+    entry = {"model": {"include_preprocessing": False, **model}}
+    return models.skeleton(entry)
 
 
 def by_name(rows):
