@@ -52,6 +52,7 @@ def test_the_nets_of_the_readme_build():
         assert model.count_params() > 30e6, model.name
 
 
+@pytest.mark.slow
 def test_the_training_script_of_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
