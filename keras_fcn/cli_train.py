@@ -398,8 +398,8 @@ def _check_net(options):
             options.skips = net.get("skips")
     if options.skips or options.skip_scales:
         names = ("backbone", "stride", "skips", "skip_scales")
-        net = {name: getattr(options, name) for name in names}
-        models.skeleton({"model": net})
+        asked = {name: getattr(options, name) for name in names}
+        models.skeleton({"model": asked})
 
 
 def _check_start(start, streams, options):

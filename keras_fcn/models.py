@@ -432,6 +432,9 @@ def skeleton(entry):
 
     Returns:
         A `keras.Model`, to see its layers and shapes.
+
+    Raises:
+        ValueError: If there is no such net.
     """
 
     def shapes():
